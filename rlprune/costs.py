@@ -1,0 +1,300 @@
+"""What a network costs, budgets on it, and costs of slim networks without building them.
+
+Every cost, your own too, is a function (network, example_input) -> float. It
+is measured in evaluation mode without gradients; the mode is given back.
+"""
+
+import contextlib
+import io
+import math
+import statistics
+import time
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rlprune.errors import InputError, one_of
+from rlprune.groups import FilterGroups
+from rlprune.masking import carriers, keep_top, slim
+
+Cost = Callable[[nn.Module, Tensor], float]
+
+
+def parameters(network: nn.Module, example_input: Tensor) -> float:
+    """Number of parameters; one that is used twice counts once."""
+    return float(sum(parameter.numel() for parameter in network.parameters()))
+
+
+def macs(network: nn.Module, example_input: Tensor) -> float:
+    """Multiply–accumulates of all convolution and linear modules for one image."""
+    return float(sum(uses * module.weight.numel() for module, uses in _uses(network, example_input).items()))
+
+
+def latency(network: nn.Module, example_input: Tensor, repeats: int = 20, warmup: int = 5) -> float:
+    """Milliseconds of a forward pass for the whole example input: the median of ``repeats`` after ``warmup``."""
+    times = []
+    with _evaluation(network):
+        for _ in range(warmup + repeats):
+            start = time.perf_counter()
+            network(example_input)
+            if example_input.is_cuda:  # a GPU is still at work when the call returns
+                torch.cuda.synchronize(example_input.device)
+            times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times[warmup:])
+
+
+def peak_memory(network: nn.Module, example_input: Tensor) -> float:
+    """The most bytes of activations alive at once in a forward pass for the whole example input.
+
+    Counted, not sampled, hence the same on every run: each operation's results until the last
+    reference to them is gone, and the input throughout; no parameters, no operation's own scratch.
+    """
+    counter = _LiveBytes(network, example_input)
+    with _evaluation(network), counter:
+        network(example_input)
+    return float(counter.peak)
+
+
+def onnx_bytes(network: nn.Module, example_input: Tensor) -> float:
+    """Size of the network as an ONNX file, in bytes."""
+    file = io.BytesIO()
+    with _evaluation(network), warnings.catch_warnings(action="ignore"):  # this exporter calls itself legacy
+        torch.onnx.export(network, (example_input,), file, dynamo=False)
+    return float(file.tell())
+
+
+COSTS: dict[str, Cost] = {cost.__name__: cost for cost in (parameters, macs, latency, peak_memory, onnx_bytes)}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that a network may cost.
+
+    Attributes:
+        cost: any (network, example_input) -> float, or a name in `COSTS`.
+        limit: a share of the unpruned network's cost, above 0 and at most 1,
+        relative: unless this is False; then a value in the cost's own unit.
+        name: for tables; the cost's own name if not given.
+
+    Raises:
+        InputError: an unknown cost, or a limit that makes no sense.
+    """
+
+    cost: Cost | str
+    limit: float
+    relative: bool = True
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cost, str):
+            one_of("cost", self.cost, list(COSTS))
+        cost = COSTS[self.cost] if isinstance(self.cost, str) else self.cost
+        if not callable(cost):
+            raise InputError(f"A budget's cost must be a function (network, example_input) -> float, not {cost!r}.")
+        object.__setattr__(self, "cost", cost)
+        object.__setattr__(self, "name", self.name or getattr(cost, "__name__", type(cost).__name__))
+        sound = isinstance(self.limit, Real) and math.isfinite(self.limit) and self.limit > 0
+        if not sound or (self.relative and self.limit > 1):
+            wanted = "a share above 0 and at most 1" if self.relative else "a finite number above 0"
+            hint = "; for an absolute value give relative=False" if sound else ""
+            raise InputError(f"The limit of the budget on {self.name} must be {wanted}, not {self.limit!r}{hint}.")
+
+    def is_named(self, name: str) -> bool:
+        """Whether the cost is this package's own one of that name."""
+        return self.cost is COSTS.get(name)
+
+    def measure(self, network: nn.Module, example_input: Tensor) -> float:
+        """The network's cost, in evaluation mode without gradients.
+
+        Raises:
+            InputError: the cost raises, or returns no finite number of at least 0.
+        """
+        try:
+            with _evaluation(network):
+                value = self.cost(network, example_input)
+        except Exception as error:  # whatever a cost of the user's own raises
+            raise InputError(f"The cost {self.name} failed with {type(error).__name__}: {error}") from error
+        try:
+            number = math.nan if isinstance(value, str) else float(value)
+        except (TypeError, ValueError, RuntimeError):  # the last from tensors of several elements
+            number = math.nan
+        if not math.isfinite(number) or number < 0:
+            raise InputError(f"The cost {self.name} must return a finite number of at least 0, not {value!r}.")
+        return number
+
+    def limit_for(self, network: nn.Module, example_input: Tensor) -> float:
+        """The limit in the cost's own unit, given the unpruned network."""
+        return self.limit * self.measure(network, example_input) if self.relative else float(self.limit)
+
+
+class Predictor:
+    """Parameters and MACs of a slim network from its widths alone, exactly.
+
+    Both are sums of products, such as filters made · filters read · kernel size, whose
+    factors are linear in the widths: a call is a few operations on small arrays.
+    """
+
+    def __init__(self, network: nn.Module, groups: FilterGroups, example_input: Tensor) -> None:
+        rows = {("", ""): 0}  # (module, axis) → row of a length; row 0 is the constant 1
+        base, slope = [1], [np.zeros(len(groups), dtype=np.int64)]
+        for number, group in enumerate(groups):
+            for part in group.slices:
+                row = rows.setdefault((part.module, part.axis), len(rows))
+                if row == len(base):
+                    base.append(part.length)
+                    slope.append(np.zeros(len(groups), dtype=np.int64))
+                base[row] -= len(part.index)
+                slope[row][number] += len(part.index) // group.size
+        self._base, self._slope = np.array(base), np.array(slope)
+
+        tensors: dict[int, tuple[nn.Parameter, dict[int, int]]] = {id(p): (p, {}) for p in network.parameters()}
+        modules = dict(network.named_modules())
+        for name, axis in list(rows)[1:]:
+            for tensor_name, dim in carriers(modules[name], axis)[0].items():
+                tensor = getattr(modules[name], tensor_name)
+                if id(tensor) in tensors:
+                    tensors[id(tensor)][1][dim] = rows[name, axis]
+        weight_uses = Counter()
+        for module, count in _uses(network, example_input).items():
+            weight_uses[id(module.weight)] += count
+        terms = []  # elements beside the varying dimensions, uses of each per image, row, row
+        for key, (tensor, dims) in tensors.items():
+            beside = tensor.numel() // math.prod(tensor.shape[dim] for dim in dims)
+            first, second = (*dims.values(), 0, 0)[:2]
+            terms.append((beside, beside * weight_uses[key], first, second))
+        self._elements, self._products, self._first, self._second = np.array(terms, dtype=np.int64).T
+
+    def parameters(self, widths: Sequence[int]) -> int:
+        """`parameters` of the slim network with these widths, one per group."""
+        return int(self._elements @ self._areas(widths))
+
+    def macs(self, widths: Sequence[int]) -> int:
+        """`macs` of the slim network with these widths, one per group."""
+        return int(self._products @ self._areas(widths))
+
+    def _areas(self, widths: Sequence[int]) -> np.ndarray:
+        if len(widths) != self._slope.shape[1]:
+            raise InputError(f"There must be {self._slope.shape[1]} widths, one per group, not {len(widths)}.")
+        lengths = self._base + self._slope @ np.asarray(widths, dtype=np.int64)
+        return lengths[self._first] * lengths[self._second]
+
+
+predictor = Predictor  # called for what it returns, like the functions below
+
+
+def smallest(
+    network: nn.Module, groups: FilterGroups, example_input: Tensor, budget: Budget, minimum: int = 1
+) -> float:
+    """The budget's cost when every group keeps ``minimum`` filters (all, where it has fewer)."""
+    return budget.measure(_narrowest(network, groups, minimum), example_input)
+
+
+def table(
+    network: nn.Module, groups: FilterGroups, example_input: Tensor, budgets: Sequence[Budget], minimum: int = 1
+) -> pd.DataFrame:
+    """One row a budget: budget, limit, unpruned, smallest (all in the cost's own unit), satisfiable."""
+    narrow = _narrowest(network, groups, minimum)
+    rows = []
+    for budget in budgets:
+        unpruned = budget.measure(network, example_input)
+        limit = budget.limit * unpruned if budget.relative else float(budget.limit)
+        least = budget.measure(narrow, example_input)
+        rows.append((budget.name, limit, unpruned, least, least <= limit))
+    return pd.DataFrame(rows, columns=["budget", "limit", "unpruned", "smallest", "satisfiable"])
+
+
+def check_reachable(
+    network: nn.Module, groups: FilterGroups, example_input: Tensor, budgets: Sequence[Budget], minimum: int = 1
+) -> pd.DataFrame:
+    """The `table` of budgets that can all be met.
+
+    Raises:
+        InputError: a budget cannot be met; it names the smallest cost that can be reached.
+    """
+    rows = table(network, groups, example_input, budgets, minimum)
+    for row in rows[~rows["satisfiable"].astype(bool)].itertuples():
+        raise InputError(
+            f"The budget of {row.limit:,.6g} on {row.budget} cannot be met: with {minimum} filter(s) in every group "
+            f"the network still costs {row.smallest:,.6g} (unpruned {row.unpruned:,.6g}). Raise the limit."
+        )
+    return rows
+
+
+def _narrowest(network: nn.Module, groups: FilterGroups, minimum: int) -> nn.Module:
+    if minimum < 1:
+        raise InputError(f"Every group must keep at least 1 filter, not {minimum}.")
+    sizes = [group.size for group in groups]
+    return slim(network, groups, keep_top([torch.zeros(size) for size in sizes], [min(minimum, s) for s in sizes]))
+
+
+def _uses(network: nn.Module, example_input: Tensor) -> dict[nn.Module, int]:
+    """How often one image makes each convolution or linear module use each of its weights."""
+    uses: dict[nn.Module, int] = Counter()
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            places = output.numel() // module.out_features
+        elif isinstance(module, nn.modules.conv._ConvTransposeNd):
+            places = inputs[0].numel() // module.in_channels
+        else:
+            places = output.numel() // module.out_channels
+        uses[module] += places
+
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, layers)]
+    try:
+        with _evaluation(network):
+            network(example_input[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return uses
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Sums the storages that are alive, from the results of every operation."""
+
+    def __init__(self, network: nn.Module, example_input: Tensor) -> None:
+        super().__init__()
+        known = [*network.parameters(), *network.buffers(), example_input]
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._live = self.peak = example_input.numel() * example_input.element_size()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self._live += storage.nbytes()
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self._live)
+        return result
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)  # its address may serve another storage
+        self._live -= size
+
+
+@contextlib.contextmanager
+def _evaluation(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,172 @@
+"""The constrained Markov decision process as a gymnasium environment.
+
+One episode walks the filter groups of a trained network from first to last, one
+step a group (arXiv 2110.08558, section 3). Nothing is evaluated until the last
+step, which brings the whole reward and the whole cost.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from torch import Tensor, nn
+
+from rlprune.candidates import Candidates
+from rlprune.costs import Budget
+from rlprune.errors import InputError, one_of
+from rlprune.groups import FilterGroups, trace
+
+ACTIONS = ["layerwise"]
+HARMONICS = 4
+
+
+class PruningEnv(gymnasium.Env):
+    """Prune a network group by group, under budgets.
+
+    **Action**, ``Box(0, 1, (1,))``: the share of the group's filters to keep.
+
+    **Observation**, ``Box(-inf, inf, (11 + HARMONICS + budgets,))``, of the group to decide next:
+
+    ====  ==========================================================================
+    0     position of the group, 0 for the first, 1 for the last
+    1     input channels of its first convolution, log2 / 10
+    2     filters in the group, log2 / 10
+    3     kernel size / 3
+    4     stride / 2
+    5     padding
+    6     share of the network's parameters that go if the group keeps one filter
+    7     share of its MACs that go then
+    8     share of filters kept in the group before (1 at the first step)
+    9     mean share kept so far, each group counting once (1 at the first step)
+    10    number of groups still to decide / number of groups
+    11…   cos(k·π·position), k = 1 … HARMONICS: lets a small policy tell neighbours apart
+    last  per budget: the limit as a share of the unpruned cost
+    ====  ==========================================================================
+
+    After the last step the observation is that of the last group.
+
+    **Reward**: 0, then at the last step ``reward(masks)``.
+
+    **info["cost"]**, shape (budgets,): 0, then at the last step the cost of what was
+    asked for, in percent of the unpruned network's. The network evaluated, and
+    reported in `episodes`, is made from it by ``fit`` and is within budget unless
+    ``fit`` is "none".
+
+    Args:
+        network: trained, unpruned; untouched.
+        example_input: one input, (1, C, H, W), on the network's device.
+        budgets: one or more.
+        reward: keep masks → number; usually an `rlprune.evaluate.Evaluator`.
+        action: one of `ACTIONS`.
+        groups: the filter groups, if they have been traced already.
+        criterion: which filters of a group stay, see `rlprune.importance.scores`.
+        fit: how a decision is brought within budget, see `Candidates.fit`.
+        minimum: filters that every group keeps at least.
+
+    Attributes:
+        episodes: a dict per finished episode: reward, shares, widths, asked (cost
+            asked for, percent), feasible, seconds.
+        limits: the budgets in the unit of ``info["cost"]``, to be handed to the agent.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own form)
+
+    def __init__(
+        self,
+        network: nn.Module,
+        example_input: Tensor,
+        budgets: Sequence[Budget],
+        reward: Callable[[list[Tensor]], float],
+        action: str = "layerwise",
+        groups: FilterGroups | None = None,
+        criterion: str = "batchnorm",
+        fit: str = "shrink",
+        minimum: int = 1,
+    ) -> None:
+        one_of("action space", action, ACTIONS)
+        groups = trace(network, example_input) if groups is None else groups
+        self.candidates = Candidates(network, groups, example_input, budgets, criterion, minimum)
+        self.reward, self.fit = reward, fit
+        self.limits = 100 * self.candidates.limits / self.candidates.unpruned
+        self.episodes: list[dict[str, Any]] = []
+        self.groups = groups
+        self._features = self._describe()
+        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+        size = self._features.shape[1] + 3 + len(self.limits)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self._shares: list[float] = []
+        self._started = time.perf_counter()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start at the first group. The environment has no randomness of its own."""
+        super().reset(seed=seed)
+        self._shares = []
+        self._started = time.perf_counter()
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Decide one group; see the class."""
+        if len(self._shares) == len(self.groups):
+            raise InputError("The episode is over: call reset() before the next step.")
+        share = float(np.asarray(action).reshape(-1)[0])
+        if not math.isfinite(share):
+            raise InputError(f"An action must be a number in [0, 1], not {share}.")
+        self._shares.append(min(max(share, 0.0), 1.0))
+        if len(self._shares) < len(self.groups):
+            return self._observation(), 0.0, False, False, {"cost": np.zeros(len(self.limits))}
+        reward, cost = self._finish()
+        return self._observation(), reward, True, False, {"cost": cost}
+
+    def _finish(self) -> tuple[float, np.ndarray]:
+        shares = np.array(self._shares)
+        asked = 100 * self.candidates.costs(self.candidates.widths(shares)) / self.candidates.unpruned
+        widths = self.candidates.fit(shares, self.fit)
+        reward = float(self.reward(self.candidates.masks(widths)))
+        self.episodes.append(
+            {
+                "reward": reward,
+                "shares": shares.tolist(),
+                "widths": widths,
+                "asked": asked.tolist(),
+                "feasible": self.candidates.within(self.candidates.costs(widths)),
+                "seconds": time.perf_counter() - self._started,
+            }
+        )
+        return reward, asked
+
+    def _describe(self) -> np.ndarray:
+        """The numbers of an observation that no decision changes, (groups, 8 + HARMONICS)."""
+        candidates, rows = self.candidates, []
+        sizes, predict = candidates.sizes.tolist(), candidates.predictor
+        whole = predict.parameters(sizes), predict.macs(sizes)
+        for index, group in enumerate(self.groups):
+            root = group.root(candidates.network)
+            position = index / max(1, len(self.groups) - 1)
+            without = [1 if i == index else size for i, size in enumerate(sizes)]
+            rows.append(
+                [
+                    position,
+                    math.log2(root.in_channels) / 10,
+                    math.log2(group.size) / 10,
+                    root.kernel / 3,
+                    root.stride / 2,
+                    root.padding,
+                    1 - predict.parameters(without) / whole[0],
+                    1 - predict.macs(without) / whole[1],
+                    *[math.cos(k * math.pi * position) for k in range(1, HARMONICS + 1)],
+                ]
+            )
+        return np.array(rows, dtype=np.float32)
+
+    def _observation(self) -> np.ndarray:
+        decided = len(self._shares)
+        fixed = self._features[min(decided, len(self.groups) - 1)]
+        before = self._shares[-1] if decided else 1.0
+        mean = float(np.mean(self._shares)) if decided else 1.0
+        moving = [before, mean, 1 - decided / len(self.groups)]
+        return np.concatenate([fixed[:8], moving, fixed[8:], self.limits / 100]).astype(np.float32)

@@ -1,0 +1,21 @@
+"""The one exception that rlprune raises for what the caller can mend."""
+
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input, said in one sentence: what is wrong, where, and what to do.
+
+    The command line prints the sentence alone and exits with status 2.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython's hook: a notebook, too, shows the sentence alone."""
+        return [f"InputError: {self}"]
+
+
+def one_of(kind: str, name: object, known: Iterable[object]) -> None:
+    """Raise `InputError` unless ``name`` is among ``known``; the sentence lists what is."""
+    known = list(known)
+    if name not in known:
+        raise InputError(f"Unknown {kind} {name!r}. Use one of: {', '.join(map(str, known))}.")

@@ -1,0 +1,340 @@
+"""Every plot and table, from result files only: no network is run or loaded here.
+
+Figures are made without pyplot and under a style of their own, so that nothing
+global changes; a method has the same colour and marker in all of them. In a
+notebook a figure shows itself after ``%matplotlib inline``.
+"""
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from rlprune.tables import (
+    cost_label,
+    limits,
+    load_results,
+    markdown,
+    method_label,
+    method_rank,
+    method_style,
+    network_label,
+    page,
+    results_table,
+)
+
+__all__ = ["accuracy_against_parameters", "limits", "load_results", "markdown", "report", "results_table", "save"]
+__all__ += ["search_curves", "training_curves", "widths"]
+
+_BUDGETS = ["#117733", "#aa4499", "#b8860b", "#332288", "#cc6677"]
+_DASHES = ["-", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (5, 1, 1, 1, 1, 1))]
+_LIMIT, _DOTS = (0, (4, 3)), (0, (1, 1))
+_OURS = re.compile(r"results\.(csv|md)|(accuracy_against_parameters|(curves|widths|training)_.+)\.(png|svg)")
+_WIDTH = 5.6  # inches; the text width of most papers
+
+
+def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
+    """Reward, cost, Lagrange multiplier λ and mean action against environment steps.
+
+    Dots are episodes, lines their running mean over a twentieth of a search (at least five episodes). With
+    several seeds a line is the mean over seeds and its band ± one standard deviation. Methods without episodes
+    are left out. With several budgets, colours in the panels of cost and λ tell the budgets apart.
+
+    Args:
+        history: one row per episode: steps, reward (%), mean_action (0 to 1), best (%) and for every budget
+            ``<name>`` (% of the unpruned network) and ``lambda_<name>``; method and seed if there are several.
+        limits: the budgets in percent of the unpruned network, by name; see `rlprune.tables.limits`.
+    """
+    history = _identified(history)
+    counts = history.dropna(subset=["steps"]).groupby(["method", "seed"]).size()
+    methods = sorted(set(counts[counts > 1].index.get_level_values("method")), key=method_rank)
+    several = len(limits) > 1
+    of_budget = dict(zip(limits, _BUDGETS * len(limits), strict=False))
+    dashes = dict(zip(methods, _DASHES * len(methods) if several else ["-"] * len(methods), strict=False))
+    asked = "Cost" if several else cost_label(next(iter(limits), "cost"), capital=True)
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
+        (reward, cost), (multiplier, action) = figure.subplots(2, 2, sharex=True)
+        for method in methods:
+            episodes, colour, dash = history[history["method"] == method], method_style(method)[0], dashes[method]
+            _curve(reward, episodes, "reward", colour, dash)
+            _curve(reward, episodes, "best", colour, _DOTS, raw=False)
+            _curve(action, episodes, "mean_action", colour, dash)
+            for name in limits:
+                tone = of_budget[name] if several else colour
+                _curve(cost, episodes, name, tone, dash)
+                _curve(multiplier, episodes, f"lambda_{name}", tone, dash, raw=False)
+        for name, limit in limits.items():
+            cost.axhline(limit, color=of_budget[name] if several else "black", linestyle=_LIMIT, linewidth=0.8)
+        _finish(reward, "Reward", "Accuracy in search (%)")
+        _finish(cost, f"{asked} asked for", "Share of unpruned (%)", bottom=0)
+        _finish(multiplier, "Lagrange multiplier", "λ", "Environment steps", bottom=0)
+        _finish(action, "Mean action", "Share of filters kept", "Environment steps")
+        action.set_ylim(0, 1)
+        for axis in (reward, cost, multiplier, action):
+            if not axis.get_lines() or not methods:
+                axis.text(0.5, 0.5, "none in this search", transform=axis.transAxes, ha="center", color="0.5")
+        handles = [_key(method_label(m), method_style(m)[0], linestyle=dashes[m]) for m in methods]
+        handles += [_key(cost_label(name, capital=True), of_budget[name]) for name in limits if several]
+        handles += [
+            _key("Episode", linestyle="", marker="o", markersize=3, alpha=0.5),
+            _key("Best within budget so far", linestyle=_DOTS),
+            _key("Budget", "black", linestyle=_LIMIT, linewidth=0.8),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(handles))
+    return figure
+
+
+def widths(metrics: dict[str, Any]) -> Figure:
+    """Filters kept per layer, one panel per method; the unpruned widths stand behind as light bars.
+
+    With several seeds a bar is the mean and a thin line spans the smallest to the largest.
+
+    Args:
+        metrics: of a search: ``methods[method][seed]`` holds widths {layer: [kept, of]} in order, and costs.
+    """
+    methods = sorted(set(metrics["methods"]), key=method_rank)
+    runs = {m: list(metrics["methods"][m].values()) for m in methods}
+    unpruned = pd.Series({layer: of for layer, (_, of) in runs[methods[0]][0]["widths"].items()})
+    place = np.arange(len(unpruned))
+    columns = 2 if len(unpruned) <= 20 and len(methods) > 1 else 1
+    rows = -(-len(methods) // columns)
+    with _style():
+        figure = Figure(figsize=(_WIDTH if len(unpruned) <= 32 else 7.0, 0.8 + 1.15 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axis in grid.flat[len(methods) :]:
+            axis.set_visible(False)
+        for axis, method in zip(grid.flat, methods, strict=False):
+            kept = pd.DataFrame([{n: kept for n, (kept, _) in run["widths"].items()} for run in runs[method]])
+            kept = kept.reindex(columns=unpruned.index)
+            axis.bar(place, unpruned, width=0.85, color="0.87", linewidth=0)
+            axis.bar(place, kept.mean(), width=0.85, color=method_style(method)[0], linewidth=0)
+            axis.margins(x=0.01)
+            if len(kept) > 1:
+                axis.vlines(place, kept.min(), kept.max(), color="black", linewidth=0.8)
+            share = np.mean([run["costs"].get("parameters", {}).get("share", np.nan) for run in runs[method]])
+            if np.isfinite(share):
+                axis.set_title(f"{100 * share:.1f} % of parameters", loc="right", fontweight="normal", fontsize=7.5)
+            _finish(axis, method_label(method), "")
+        labels = _short(list(unpruned.index))
+        for axis in list(grid.flat)[max(0, len(methods) - columns) : len(methods)]:  # the lowest of each column
+            axis.tick_params(labelbottom=True)
+            axis.set_xticks(place, labels, rotation=90 if len("".join(labels)) * columns > 48 else 0)
+        figure.supxlabel("Layer")
+        figure.supylabel("Filters (unpruned in grey)")
+    return figure
+
+
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Loss and accuracy by epoch, of a baseline's training or of fine-tuning (a colour per method).
+
+    With several seeds a line is their mean and the band ± one standard deviation.
+
+    Args:
+        history: one row per epoch: epoch, loss, train_accuracy and validation_accuracy (%); method and seed
+            if there are several.
+    """
+    named = "method" in history
+    history = _identified(history)
+    methods = sorted(set(history["method"]), key=method_rank)
+    colours = {m: method_style(m)[0] if named else "#0072b2" for m in methods}
+    wide = history.rename(columns={"train_accuracy": "Training", "validation_accuracy": "Validation"})
+    tall = wide.melt(["method", "seed", "epoch"], ["Training", "Validation"], "split", "accuracy")
+    shared = {"x": "epoch", "hue": "method", "palette": colours, "hue_order": methods, "legend": False}
+    shared |= {"errorbar": "sd", "err_kws": {"linewidth": 0}}
+    dashes = {"Validation": "", "Training": (2, 1.5)}
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 2.5), layout="constrained")
+        loss, accuracy = figure.subplots(1, 2)
+        sns.lineplot(history, y="loss", **shared, ax=loss)
+        sns.lineplot(tall, y="accuracy", **shared, style="split", dashes=dashes, ax=accuracy)
+        _finish(loss, "Training loss", "Cross-entropy", "Epoch")
+        _finish(accuracy, "Accuracy", "Accuracy (%)", "Epoch")
+        for axis in (loss, accuracy):
+            axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        handles = [_key(method_label(m), colours[m]) for m in methods if named]
+        tone = "0.3" if named else colours[methods[0]]
+        handles += [_key("Validation", tone), _key("Training", tone, linestyle=(0, (2, 1.5)))]
+        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(handles))
+    return figure
+
+
+def accuracy_against_parameters(table: pd.DataFrame) -> Figure:
+    """Accuracy after fine-tuning against the parameters kept, one panel per dataset and network.
+
+    The dotted line is the unpruned network; error bars are ± one standard deviation over seeds.
+
+    Args:
+        table: of `results_table`.
+    """
+    panels = list(table.groupby(["dataset", "network"], sort=True))
+    methods = sorted(set(table["method"]), key=method_rank)
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    look = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.5, "linewidth": 0.8}
+    with _style():
+        figure = Figure(figsize=(_WIDTH if columns > 1 else 4.6, 0.9 + 2.4 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axis in grid.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, ((dataset, network), part) in zip(grid.flat, panels, strict=False):
+            axis.axhline(part["accuracy_before"].mean(), color="black", linestyle=":", linewidth=1)
+            kind = part["budget"].str.replace(r"[\d.]+", "", regex=True)  # a line joins budgets on the same cost
+            for (method, _), points in part.sort_values("parameters_percent").groupby(["method", kind], sort=False):
+                x, y, spread = (points[c] for c in ("parameters_percent", "accuracy", "accuracy_std"))
+                colour, marker = method_style(method)
+                axis.errorbar(x, y, spread, capsize=2, color=colour, marker=marker, **look)
+            least, most = part["parameters_percent"].min(), part["parameters_percent"].max()
+            room = max(1.25, 2 * (least / most) ** 0.5)  # shows at least a factor of four
+            axis.set(xscale="log", xlim=(least / room, most * room))
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_locator(NullLocator())
+            title = f"{network_label(network)} on {dataset}"
+            _finish(axis, title, "Accuracy after\nfine-tuning (%)", "Parameters kept (%)")
+        handles = [_key(method_label(m), method_style(m)[0], marker=method_style(m)[1], **look) for m in methods]
+        handles.append(_key("Unpruned", "black", linestyle=":", linewidth=1))
+        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(handles))
+    return figure
+
+
+def save(figure: Figure, path_without_suffix: str | Path) -> None:
+    """Write a figure as PNG (150 dots per inch) and SVG; the same figure gives the same bytes."""
+    path = Path(path_without_suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "rlprune"}):
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=150, metadata={"Software": None})
+        figure.savefig(path.with_name(f"{path.name}.svg"), dpi=300, metadata={"Date": None, "Creator": None})
+
+
+def report(suite: str, experiments: Sequence[str], folder: str | Path, results: str | Path = "results") -> pd.DataFrame:
+    """Write the table and every figure of some experiments: results.csv, results.md and, as PNG and SVG,
+    accuracy_against_parameters, curves_<experiment>, widths_<experiment> and training_<baseline>.
+
+    All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
+    Figures of an earlier report go; files that no report writes stay. The curves of an experiment in which no
+    method has episodes are left out.
+
+    Returns:
+        the table; see `results_table`.
+
+    Raises:
+        InputError: a result file is missing or broken; see `load_results`.
+    """  # noqa: D205
+    loaded = load_results(suite, experiments, results)
+    table = results_table(loaded)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
+        save(accuracy_against_parameters(table), partial / "accuracy_against_parameters")
+        for name, baseline in loaded.baselines.items():
+            save(training_curves(baseline.history), partial / f"training_{name}")
+        for name, search in loaded.searches.items():
+            save(widths(search.metrics), partial / f"widths_{name}")
+            if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
+                save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
+        text = page(loaded, table, {file.name for file in partial.iterdir()})
+        (partial / "results.md").write_text(text, encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for stale in [file for file in folder.iterdir() if _OURS.fullmatch(file.name)]:
+            if not (partial / stale.name).exists():
+                stale.unlink()
+        for file in partial.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return table
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    ours = {
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same bytes on every machine
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        **dict.fromkeys(["axes.titlesize", "axes.labelsize", "figure.labelsize"], 8.5),
+        **dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 8),
+        "legend.frameon": False,
+        "legend.columnspacing": 1.4,
+        "legend.handlelength": 1.8,
+        "lines.linewidth": 1.3,
+        "savefig.facecolor": "white",
+    }
+    paper, ticks = dict(sns.plotting_context("paper")), dict(sns.axes_style("ticks"))
+    with matplotlib.style.context(["default", ticks, paper, ours]):
+        yield
+
+
+def _finish(axis: Axes, title: str, y: str, x: str = "", bottom: float | None = None) -> None:
+    axis.set(title=title, ylabel=y, xlabel=x)
+    if bottom is not None:
+        axis.set_ylim(bottom=bottom)
+    sns.despine(ax=axis)
+
+
+def _identified(history: pd.DataFrame) -> pd.DataFrame:
+    """With columns method and seed; the history of a single search in a notebook may have neither."""
+    absent = {column: value for column, value in (("method", "search"), ("seed", 0)) if column not in history}
+    return history.assign(**absent)
+
+
+def _key(label: str, colour: str = "0.3", **look: Any) -> Line2D:
+    """A legend entry."""
+    return Line2D([], [], color=colour, label=label, **look)
+
+
+def _curve(axis: Axes, episodes: pd.DataFrame, column: str, colour: str, dashes: Any = "-", raw: bool = True) -> None:
+    """A column against steps: its mean over seeds and ± one standard deviation.
+
+    ``raw`` values are shown as dots and smoothed for the line; others are exact. Seeds are compared on the
+    steps that all of them have.
+    """
+    if column not in episodes:
+        return
+    runs = [run.dropna(subset=["steps", column]).sort_values("steps") for _, run in episodes.groupby("seed")]
+    if not all(len(run) for run in runs):
+        return
+    grid = np.unique(np.concatenate([run["steps"] for run in runs]))
+    grid = grid[(grid >= max(run["steps"].min() for run in runs)) & (grid <= min(run["steps"].max() for run in runs))]
+    lines = []
+    for run in runs:
+        values = run[column]
+        if raw:
+            axis.plot(run["steps"], values, ".", markersize=3, alpha=0.3, mec="none", color=colour, rasterized=True)
+            values = values.rolling(max(5, len(run) // 20), center=True, min_periods=1).mean()
+        last = np.searchsorted(run["steps"], grid, side="right") - 1
+        lines.append(values.to_numpy()[last])
+    mean = np.mean(lines, axis=0)
+    axis.plot(grid, mean, color=colour, linestyle=dashes)
+    if len(lines) > 1:
+        spread = np.std(lines, axis=0, ddof=1)
+        axis.fill_between(grid, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+
+
+def _short(layers: list[str]) -> list[str]:
+    """Layer names without the words before numbers: stages.0.convs.1 → 0.1, unless two would be alike."""
+    while len(layers) > 1 and all(name.endswith(".0") for name in layers):
+        layers = [name.removesuffix(".0") for name in layers]
+    short = [re.sub(r"[A-Za-z_]+\.?(?=\d)", "", name) for name in layers]
+    return short if len(set(short)) == len(layers) else layers
+
+
+def _columns(handles: list[Line2D]) -> int:
+    """Legend columns that fit under a figure."""
+    return len(handles) if len(handles) <= 4 and sum(len(h.get_label()) for h in handles) < 50 else 3

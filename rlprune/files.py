@@ -1,0 +1,93 @@
+"""Files that are whole or absent, and read without executing anything stored in them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlprune.errors import InputError
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a file beside ``path``, then put it in place; nothing half-written stays."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
+    """The state in a checkpoint of the run ``run``, read without executing anything stored in it.
+
+    Raises:
+        InputError: the file is cut off, no checkpoint, or of another run.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["run"]
+    except Exception as error:  # torch.load raises whatever the broken bytes lead it to
+        raise InputError(f"Checkpoint {path} is cut off or no checkpoint of rlprune: delete it and start again.") from (
+            error
+        )
+    if found != run:
+        raise InputError(
+            f"Checkpoint {path} belongs to another run (network, data, schedule or seed differ): delete it or name "
+            "another file."
+        )
+    return state
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 over a network's state; tells two trained networks apart."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write a network's state, tensors only."""
+    write_atomically(path, lambda partial: torch.save(network.state_dict(), partial))
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Read a network's state in place, executing nothing that is stored.
+
+    Raises:
+        InputError: the file is absent, cut off, or of another network.
+    """
+    if not path.is_file():
+        raise InputError(f"There are no weights {path}: run the stage that makes them, or `dvc pull`.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the broken bytes lead it to
+        raise InputError(f"{path} is cut off or holds no weights: delete it and run its stage again.") from error
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} holds the weights of another network: delete it and run its stage again.") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON for people to read, in place at once."""
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; `InputError` where it is absent or broken."""
+    if not path.is_file():
+        raise InputError(f"There is no {path}: run the stage that makes it.")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is no valid JSON ({error}): delete it and run its stage again.") from error

@@ -1,0 +1,130 @@
+"""VGG and ResNet of the CIFAR kind (3×32×32 in, a 3×3 stem, one linear layer out).
+
+VGG: Simonyan & Zisserman 2015, with batch norm and a single 512→classes linear
+layer (arXiv 2110.08558, section 4). ResNet-18/34/50: He et al. 2016 with the
+ImageNet widths; ResNet-20/56: the same paper's section 4.2 (16, 32, 64
+filters), with 1×1 convolutions where a shortcut changes shape.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rlprune.errors import one_of
+
+VGG_LAYERS: dict[str, list[int | str]] = {
+    "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "vgg13": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "vgg16": [64, 64, "M", 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"],
+    "vgg19": [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"],
+}
+
+
+class VGG(nn.Module):
+    """VGG with batch norm: (N, 3, 32, 32) → (N, classes)."""
+
+    def __init__(self, layers: list[int | str], classes: int = 10) -> None:
+        super().__init__()
+        modules: list[nn.Module] = []
+        channels = 3
+        for width in layers:
+            if width == "M":
+                modules.append(nn.MaxPool2d(2))
+            else:
+                # batch norm adds the bias, so the convolution has none
+                modules += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+                modules.append(nn.ReLU(inplace=True))
+                channels = width
+        self.features = nn.Sequential(*modules)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class Block(nn.Module):
+    """A residual block: two 3×3 convolutions, or 1×1, 3×3, 1×1 with ``bottleneck``."""
+
+    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        outputs = 4 * width if bottleneck else width
+        if bottleneck:
+            shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        else:
+            shapes = [(inputs, width, 3, stride), (width, outputs, 3, 1)]
+        self.convs = nn.ModuleList(_conv_norm(*shape) for shape in shapes)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else _conv_norm(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for conv in self.convs[:-1]:
+            y = torch.relu(conv(y))
+        return torch.relu(self.convs[-1](y) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """ResNet for small images: (N, 3, 32, 32) → (N, classes)."""
+
+    def __init__(self, blocks: list[int], widths: list[int], bottleneck: bool = False, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = _conv_norm(3, widths[0], 3)
+        channels = widths[0]
+        stages = []
+        for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+            stage_blocks = []
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                stage_blocks.append(Block(channels, width, stride, bottleneck))
+                channels = 4 * width if bottleneck else width
+            stages.append(nn.Sequential(*stage_blocks))
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages(torch.relu(self.stem(x)))
+        return self.classifier(self.pool(x).flatten(1))
+
+
+_WIDE, _NARROW = [64, 128, 256, 512], [16, 32, 64]
+RESNET_LAYERS: dict[str, tuple[list[int], list[int], bool]] = {
+    "resnet18": ([2, 2, 2, 2], _WIDE, False),
+    "resnet20": ([3, 3, 3], _NARROW, False),
+    "resnet34": ([3, 4, 6, 3], _WIDE, False),
+    "resnet50": ([3, 4, 6, 3], _WIDE, True),
+    "resnet56": ([9, 9, 9], _NARROW, False),
+}
+
+NAMES = [*VGG_LAYERS, *RESNET_LAYERS]
+
+
+def build(name: str, classes: int = 10, seed: int = 0) -> nn.Module:
+    """A freshly initialised network.
+
+    Args:
+        name: one of `NAMES`.
+        classes: size of the output.
+        seed: of the initial weights; torch's global generator is left as it was.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    one_of("network", name, NAMES)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name in VGG_LAYERS:
+            network: nn.Module = VGG(VGG_LAYERS[name], classes)
+        else:
+            blocks, widths, bottleneck = RESNET_LAYERS[name]
+            network = ResNet(blocks, widths, bottleneck, classes)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    network.architecture = {"name": name, "classes": classes}  # a saved result names it
+    return network

@@ -1,0 +1,5 @@
+"""Methods to compare with, all with the signature of `rlprune.prune`."""
+
+from rlprune.peers.uniform import uniform
+
+__all__ = ["uniform"]

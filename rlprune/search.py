@@ -1,0 +1,190 @@
+"""Agent × environment → the best decision within budget; resumable."""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rlprune.agent import LagrangianPPO, PPOOptions
+from rlprune.candidates import finish
+from rlprune.costs import Budget
+from rlprune.data import Dataset
+from rlprune.env import PruningEnv
+from rlprune.errors import InputError
+from rlprune.evaluate import Evaluator
+from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.groups import trace
+from rlprune.result import PruningResult
+from rlprune.training import Training, fit
+
+
+def prune(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: Dataset,
+    episodes: int = 200,
+    action: str = "layerwise",
+    seed: int = 0,
+    criterion: str = "batchnorm",
+    fit_budget: str = "shrink",
+    evaluation: dict[str, Any] | None = None,
+    agent: dict[str, Any] | None = None,
+    finetune: Training | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> PruningResult:
+    """Search for the best pruned network within budget by constrained reinforcement learning.
+
+    Args:
+        network: trained; untouched.
+        example_input: one input, (1, C, H, W), on the network's device.
+        budgets: all of them are met by what is returned, measured on it.
+        data: its training split recalibrates batch norm, its validation split gives
+            the reward; its test split is not touched.
+        episodes: pruned networks that the agent decides on.
+        action: see `rlprune.env.ACTIONS`.
+        seed: of the agent.
+        criterion: which filters of a group stay, see `rlprune.importance.scores`.
+        fit_budget: how a decision over budget is brought within it, see `Candidates.fit`.
+        evaluation: options of `rlprune.evaluate.Evaluator`.
+        agent: options of `rlprune.agent.PPOOptions`, over this function's own defaults.
+        finetune: a schedule to train the pruned network with; None leaves it recalibrated only.
+        checkpoint: a file written after every update of the agent. If it is there,
+            the search goes on from it and ends as if never stopped; it is left in place.
+        progress: show a bar.
+
+    Raises:
+        InputError: bad options; or a budget that cannot be met, before any search.
+    """
+    if episodes < 1:
+        raise InputError(f"A search needs at least 1 episode, not {episodes}.")
+    start = time.perf_counter()
+    groups = trace(network, example_input)
+    evaluator = Evaluator(network, groups, data, **(evaluation or {}))
+    env = PruningEnv(network, example_input, budgets, evaluator, action, groups, criterion, fit_budget)
+    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=_options(env, agent or {}))
+    run = _fingerprint(env, data, asdict(ppo.options), [episodes, seed, criterion, fit_budget, evaluation])
+    log = _Log(env, episodes, progress)
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and path.exists():
+        state = read_checkpoint(path, run)
+        ppo.load_state_dict(state["agent"])
+        log.restore(state)
+        start -= state["seconds"]
+
+    def after_update(agent: LagrangianPPO, _: dict[str, Any]) -> bool:
+        log.take(agent)
+        if path is not None:
+            state = {"run": run, "agent": agent.state_dict(), **log.state(), "seconds": time.perf_counter() - start}
+            write_atomically(path, lambda file: torch.save(state, file))
+        return len(log.rows) < episodes
+
+    with log.bar:
+        log.take(ppo)
+        if len(log.rows) < episodes:
+            ppo.learn((episodes - len(log.rows)) * len(groups), callback=after_update)
+    if log.best is None:
+        raise InputError(
+            f"None of {len(log.rows)} networks met the budget: use fit_budget='shrink', or search for longer."
+        )
+    masks = env.candidates.masks(log.best["widths"])
+    result = finish(
+        env.candidates,
+        masks,
+        evaluator.candidate,
+        log.rows,
+        log.best["reward"],
+        len(log.rows),
+        time.perf_counter() - start,
+        action,
+    )
+    if finetune is not None:
+        fit(result.network, data, finetune, seed, teacher=network.eval(), progress="fine-tune" if progress else None)
+    return result
+
+
+def _options(env: PruningEnv, given: dict[str, Any]) -> PPOOptions:
+    """The agent's options: short episodes and few of them want larger steps than the paper's."""
+    shares = [width / size for width, size in zip(env.candidates.uniform(), env.candidates.sizes, strict=True)]
+    own = {
+        "steps_per_update": 10 * len(env.groups),
+        "whole_episodes": True,
+        "learning_rate": 3e-3,
+        "gamma": 1.0,
+        "initial_log_std": -1.5,
+        "initial_action": float(sum(shares) / len(shares)),
+        "lambda_learning_rate": 0.1,
+    }
+    try:
+        return PPOOptions(**{**own, **given})
+    except TypeError as error:
+        known = ", ".join(PPOOptions.__dataclass_fields__)
+        raise InputError(f"Unknown option of the agent among {sorted(given)}. Use: {known}.") from error
+
+
+class _Log:
+    """The rows of history.csv, the best decision so far, and the bar that shows them."""
+
+    def __init__(self, env: PruningEnv, episodes: int, progress: bool) -> None:
+        self.env, self.names = env, [budget.name for budget in env.candidates.budgets]
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+        self.taken = 0  # of env.episodes
+        self.bar = tqdm(total=episodes, desc="search", disable=not progress)
+
+    def take(self, agent: LagrangianPPO) -> None:
+        """Add the episodes that have ended since the last call, with the agent's current λ."""
+        for episode in self.env.episodes[self.taken :]:
+            if episode["feasible"] and (self.best is None or episode["reward"] > self.best["reward"]):
+                self.best = {"reward": episode["reward"], "widths": episode["widths"]}
+            row = {
+                "episode": len(self.rows) + 1,
+                "steps": (len(self.rows) + 1) * len(self.env.groups),
+                "reward": episode["reward"],
+                "mean_action": sum(episode["shares"]) / len(episode["shares"]),
+            }
+            row |= dict(zip(self.names, episode["asked"], strict=True))
+            row |= {f"lambda_{name}": float(x) for name, x in zip(self.names, agent.multipliers, strict=True)}
+            row |= {"best": self.best["reward"] if self.best else float("nan"), "seconds": episode["seconds"]}
+            self.rows.append(row)
+        self.taken = len(self.env.episodes)
+        self._show()
+
+    def _show(self) -> None:
+        self.bar.n = min(len(self.rows), self.bar.total)
+        if self.rows:
+            last = self.rows[-10:]
+            figures = {"reward": f"{sum(r['reward'] for r in last) / len(last):.1f}"}
+            for name in self.names:
+                figures[name] = f"{sum(r[name] for r in last) / len(last):.1f} %"
+                figures[f"λ {name}"] = f"{last[-1][f'lambda_{name}']:.2f}"
+            self.bar.set_postfix(best=f"{last[-1]['best']:.1f}", **figures)
+
+    def state(self) -> dict[str, Any]:
+        return {"rows": self.rows, "best": self.best}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.rows, self.best = state["rows"], state["best"]
+
+
+def _fingerprint(env: PruningEnv, data: Dataset, options: dict[str, Any], rest: list[Any]) -> str:
+    """Tells one search from another; a checkpoint carries it."""
+    budgets = [[budget.name, float(limit)] for budget, limit in zip(env.candidates.budgets, env.limits, strict=True)]
+    what = [
+        weights_hash(env.candidates.network),
+        budgets,
+        data.sha256,
+        data.split_seed,
+        len(data.validation),
+        options,
+        rest,
+    ]
+    return hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()

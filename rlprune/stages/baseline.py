@@ -1,0 +1,73 @@
+"""Stage baseline: train the network that is pruned later."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from rlprune.data import Dataset
+from rlprune.errors import one_of
+from rlprune.files import load_weights, save_weights
+from rlprune.networks import NAMES, build
+from rlprune.stages.common import Project, project
+from rlprune.stages.prepare import dataset
+from rlprune.stages.record import fingerprint, write_results
+from rlprune.training import Training, accuracy, fit
+
+
+def schedule(here: Project, name: str) -> Training:
+    """A baseline's training schedule: the suite's, with the entry's own changes."""
+    entry = here.entry("baselines", name)
+    suite = here.entry("suites", entry["suite"])
+    return Training.of({**suite["baseline"], **entry.get("training", {})})
+
+
+def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
+    """Train a baseline once per seed; write weights, metrics.json and history.csv.
+
+    A run that was killed goes on from its last finished epoch.
+
+    Returns:
+        the metrics written.
+    """
+    here = project(root)
+    entry, training = here.entry("baselines", name), schedule(here, name)
+    one_of("network", entry["network"], NAMES)
+    data = dataset(here, entry["dataset"])
+    seeds, histories, checkpoints = {}, [], []
+    for seed in entry["seeds"]:
+        network = build(entry["network"], data.classes, seed)
+        path = here.checkpoint(name, "baseline", seed, fingerprint(training, data.describe(), entry["network"]))
+        history = fit(network, data, training, seed, checkpoint=path, progress=_label(name, seed, progress))
+        save_weights(network, here.weights(entry["suite"], name, "baseline") / f"{seed}.pt")
+        seeds[str(seed)] = {
+            "test_accuracy": accuracy(network, data, data.test),
+            "validation_accuracy": accuracy(network, data, data.validation),
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "images_per_second": float(history["images_per_second"].median()),
+            "seconds": float(history["seconds"].iloc[-1]),
+        }
+        histories.append(history.assign(seed=seed))
+        checkpoints.append(path)
+    head = {"network": entry["network"], "training": training}
+    metrics = write_results(
+        here.results(entry["suite"], name, "baseline"), data, head, {"seeds": seeds}, pd.concat(histories)
+    )
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
+    return metrics
+
+
+def trained(here: Project, name: str, seed: int, data: Dataset) -> nn.Module:
+    """The network that this stage left for a seed, in evaluation mode on the data's device."""
+    entry = here.entry("baselines", name)
+    one_of(f"seed of baseline {name}", seed, entry["seeds"])
+    network = build(entry["network"], data.classes)
+    load_weights(network, here.weights(entry["suite"], name, "baseline") / f"{seed}.pt")
+    return network.to(data.device, memory_format=torch.channels_last).eval()
+
+
+def _label(name: str, seed: int, progress: bool) -> str | None:
+    return f"train {name} seed {seed}" if progress else None

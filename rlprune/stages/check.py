@@ -1,0 +1,39 @@
+"""Check params.yaml as a whole before any work starts."""
+
+from pathlib import Path
+
+from rlprune.data import NAMES as DATASETS
+from rlprune.errors import InputError, one_of
+from rlprune.networks import NAMES as NETWORKS
+from rlprune.stages import baseline, finetune, search
+from rlprune.stages.common import project
+
+
+def run(root: str | Path | None = None) -> str:
+    """Check every entry; return a sentence that says how many there are.
+
+    Raises:
+        InputError: the first fault found.
+    """
+    here = project(root)
+    for name in here.params.get("datasets") or {}:
+        one_of("dataset", name, DATASETS)
+        here.entry("datasets", name)
+    baselines, experiments = here.params.get("baselines") or {}, here.params.get("experiments") or {}
+    for name in baselines:
+        entry = here.entry("baselines", name)
+        one_of("network", entry["network"], NETWORKS)
+        here.entry("datasets", entry["dataset"])
+        baseline.schedule(here, name)
+    for name in experiments:
+        entry = here.entry("experiments", name)
+        seeds = here.entry("baselines", entry["baseline"])["seeds"]
+        if not set(entry["seeds"]) <= set(seeds):
+            raise InputError(
+                f"experiments.{name}.seeds are {entry['seeds']}, but baseline {entry['baseline']} is trained with "
+                f"{seeds} only: add the missing ones there."
+            )
+        search.settings(here, name)
+        search.budgets(here, name)
+        finetune.schedule(here, name)
+    return f"params.yaml: {len(baselines)} baselines and {len(experiments)} experiments are in order."

@@ -1,0 +1,120 @@
+"""What all stages share: parameters, where files lie, what every result records."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlprune.errors import InputError, one_of
+
+REQUIRED = {
+    "datasets": {"validation", "seed"},
+    "suites": {"baseline", "search", "finetune"},
+    "baselines": {"suite", "dataset", "network", "seeds"},
+    "experiments": {"suite", "baseline", "budgets", "methods", "seeds"},
+}
+OPTIONAL = {"baselines": {"training"}, "experiments": {"search", "training"}}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a params.yaml, and what is in it.
+
+    Attributes:
+        root: the folder.
+        params: the groups of params.yaml.
+    """
+
+    root: Path
+    params: dict[str, Any]
+
+    def entry(self, group: str, name: str) -> dict[str, Any]:
+        """One entry of a group, its keys checked.
+
+        Raises:
+            InputError: unknown name, or a key that is missing or unknown.
+        """
+        entries = self.params.get(group) or {}
+        one_of({"baselines": "baseline", "experiments": "experiment"}.get(group, group[:-1]), name, entries)
+        entry = entries[name] or {}
+        missing = sorted(REQUIRED[group] - set(entry))
+        unknown = sorted(set(entry) - REQUIRED[group] - OPTIONAL.get(group, set()))
+        if missing or unknown:
+            fault = f"lacks {missing[0]!r}" if missing else f"has the unknown key {unknown[0]!r}"
+            known = ", ".join(sorted(REQUIRED[group] | OPTIONAL.get(group, set())))
+            raise InputError(f"{group}.{name} in params.yaml {fault}. Its keys are: {known}.")
+        seeds = entry.get("seeds", [0])
+        if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+            raise InputError(f"{group}.{name}.seeds in params.yaml must be a list of whole numbers, not {seeds!r}.")
+        return entry
+
+    def results(self, suite: str, name: str, stage: str) -> Path:
+        """Folder of a stage's metrics.json and history.csv."""
+        return self.root / "results" / suite / name / stage
+
+    def weights(self, suite: str, name: str, stage: str) -> Path:
+        """Folder of a stage's networks."""
+        return self.root / "weights" / suite / name / stage
+
+    def checkpoint(self, name: str, stage: str, *which: object) -> Path:
+        """Where an unfinished run keeps its state."""
+        return self.root / "checkpoints" / f"{name}-{stage}-{'-'.join(map(str, which))}.pt"
+
+    def members(self, suite: str) -> list[str]:
+        """Names of the experiments of a suite."""
+        one_of("suite", suite, self.params.get("suites") or {})
+        return [name for name, entry in (self.params.get("experiments") or {}).items() if entry["suite"] == suite]
+
+
+def project(root: str | Path | None = None) -> Project:
+    """The project in ``root``, by default the nearest folder upwards with a params.yaml.
+
+    Raises:
+        InputError: there is none, or it is no YAML mapping.
+    """
+    start = Path(root) if root is not None else Path.cwd()
+    places = [start] if root is not None else [start, *start.resolve().parents]
+    for place in places:
+        path = place / "params.yaml"
+        if path.is_file():
+            try:
+                params = yaml.safe_load(path.read_text())
+            except yaml.YAMLError as error:
+                raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from error
+            if not isinstance(params, dict):
+                raise InputError(f"{path} must hold groups: {', '.join(REQUIRED)}.")
+            return Project(place, params)
+    raise InputError(f"There is no params.yaml in {start} or above: run from the project's folder.")
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What every result says of the machine and the software: device and versions."""
+    import torch
+
+    from rlprune.training import half_precision
+
+    if device == "cuda":
+        where = torch.cuda.get_device_name()
+    else:
+        where = (
+            f"{torch.cpu.get_capabilities().get('cpu_name') or platform.processor()}, {torch.get_num_threads()} threads"
+        )
+    precision = "bfloat16" if isinstance(half_precision(device), torch.autocast) else "float32"
+    packages = ["torch", "torchvision", "numpy", "gymnasium", "torch-pruning", "rlprune"]
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return {"device": f"{where}, {precision}", "versions": versions}
+
+
+def device() -> str:
+    """``$RLPRUNE_DEVICE`` if set, else a GPU if there is one, else the CPU."""
+    import torch
+
+    chosen = os.environ.get("RLPRUNE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    one_of("RLPRUNE_DEVICE", chosen, ["cpu", "cuda"])
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise InputError("RLPRUNE_DEVICE is cuda, but torch sees no GPU: unset it, or install a CUDA build of torch.")
+    return chosen

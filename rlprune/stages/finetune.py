@@ -1,0 +1,69 @@
+"""Stage finetune: the same training for the network of every method, then the test split, once."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rlprune.files import save_weights
+from rlprune.result import load
+from rlprune.stages.baseline import trained
+from rlprune.stages.common import Project, project
+from rlprune.stages.prepare import dataset
+from rlprune.stages.record import fingerprint, write_results
+from rlprune.training import Training, accuracy, fit
+
+
+def schedule(here: Project, name: str) -> Training:
+    """An experiment's fine-tuning schedule: the suite's, with the entry's own changes."""
+    entry = here.entry("experiments", name)
+    suite = here.entry("suites", entry["suite"])
+    return Training.of({**suite["finetune"], **entry.get("training", {})})
+
+
+def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
+    """Fine-tune what the search left, per method and seed; write networks, metrics.json and history.csv.
+
+    A run that was killed goes on from its last finished epoch.
+
+    Returns:
+        the metrics written.
+    """
+    here = project(root)
+    entry, training = here.entry("experiments", name), schedule(here, name)
+    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
+    histories, checkpoints = [], []
+    for seed in entry["seeds"]:
+        teacher = trained(here, entry["baseline"], seed, data)
+        before = accuracy(teacher, data, data.test)
+        for method in entry["methods"]:
+            pruned = load(here.weights(entry["suite"], name, "search") / method / str(seed))
+            network = pruned.network.to(data.device)
+            after_pruning = accuracy(network, data, data.test)
+            path = here.checkpoint(
+                name, "finetune", method, seed, fingerprint(training, data.describe(), pruned.widths, after_pruning)
+            )
+            label = f"fine-tune {name} {method} seed {seed}" if progress else None
+            history = fit(network, data, training, seed, teacher, checkpoint=path, progress=label)
+            save_weights(network, here.weights(entry["suite"], name, "finetune") / method / f"{seed}.pt")
+            outcome[method][str(seed)] = {
+                "baseline_accuracy": before,
+                "pruned_accuracy": after_pruning,
+                "accuracy": accuracy(network, data, data.test),
+                "validation_accuracy": accuracy(network, data, data.validation),
+                "seconds": float(history["seconds"].iloc[-1]),
+            }
+            histories.append(history.assign(method=method, seed=seed))
+            checkpoints.append(path)
+    head = {
+        "network": here.entry("baselines", entry["baseline"])["network"],
+        "baseline": entry["baseline"],
+        "budgets": [{"name": cost, "limit": share, "relative": True} for cost, share in entry["budgets"].items()],
+        "training": training,
+    }
+    folder = here.results(entry["suite"], name, "finetune")
+    metrics = write_results(folder, data, head, {"methods": outcome}, pd.concat(histories))
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
+    return metrics

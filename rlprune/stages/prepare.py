@@ -1,0 +1,46 @@
+"""Stage prepare: have a dataset at hand and record exactly what it is."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlprune.data import Dataset, fetch, load
+from rlprune.errors import InputError
+from rlprune.files import read_json, write_json
+from rlprune.stages.common import Project, device, project
+
+
+def run(name: str, root: str | Path | None = None) -> dict[str, Any]:
+    """Fetch the dataset if need be; write ``results/data/<name>.json``: source, content hash, splits."""
+    here = project(root)
+    entry = here.entry("datasets", name)
+    fetch(name)
+    dataset = load(name, validation=entry["validation"], seed=entry["seed"])
+    record = dataset.describe()
+    for split in ("train", "validation", "test"):
+        counts = torch.bincount(getattr(dataset, split).labels, minlength=dataset.classes)
+        record[f"{split}_images_per_class"] = counts.tolist()
+    write_json(_path(here, name), record)
+    return record
+
+
+def dataset(here: Project, name: str) -> Dataset:
+    """The prepared dataset on the device of the run.
+
+    Raises:
+        InputError: it was not prepared, or has changed since.
+    """
+    entry = here.entry("datasets", name)
+    recorded = read_json(_path(here, name))
+    loaded = load(name, validation=entry["validation"], seed=entry["seed"], device=device())
+    if loaded.sha256 != recorded["sha256"]:
+        raise InputError(
+            f"The files of {name} are not those that were prepared: run `python -m rlprune prepare {name}` again, or "
+            "put the earlier files back."
+        )
+    return loaded
+
+
+def _path(here: Project, name: str) -> Path:
+    return here.root / "results" / "data" / f"{name}.json"

@@ -1,0 +1,127 @@
+"""Stage search: every method of an experiment decides which filters stay."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from rlprune import costs, peers
+from rlprune.costs import Budget
+from rlprune.data import Dataset
+from rlprune.env import ACTIONS
+from rlprune.errors import InputError, one_of
+from rlprune.files import weights_hash
+from rlprune.result import PruningResult
+from rlprune.search import prune
+from rlprune.stages.baseline import trained
+from rlprune.stages.common import Project, project
+from rlprune.stages.prepare import dataset
+from rlprune.stages.record import fingerprint, write_results
+
+PEERS: dict[str, Callable[..., PruningResult]] = {name: getattr(peers, name) for name in peers.__all__}
+METHODS = [*ACTIONS, *PEERS]
+SHARED = {"criterion", "evaluation"}  # what every method takes; the rest is the agent's
+
+
+def settings(here: Project, name: str) -> dict[str, Any]:
+    """An experiment's search settings: the suite's, with the entry's own changes."""
+    entry = here.entry("experiments", name)
+    suite = here.entry("suites", entry["suite"])
+    chosen = {**suite["search"], **entry.get("search", {})}
+    known = SHARED | {"episodes", "fit_budget", "agent"}
+    for key in chosen:
+        one_of("search parameter", key, sorted(known))
+    for method in entry["methods"]:
+        one_of("method", method, METHODS)
+    return chosen
+
+
+def budgets(here: Project, name: str) -> list[Budget]:
+    """An experiment's budgets, as shares of the unpruned network's cost.
+
+    Raises:
+        InputError: unknown cost, or a share that is not in (0, 1].
+    """
+    given = here.entry("experiments", name)["budgets"]
+    if not isinstance(given, dict) or not given:
+        raise InputError(f"experiments.{name}.budgets in params.yaml must be like {{parameters: 0.1}}, not {given!r}.")
+    return [Budget(cost, share) for cost, share in given.items()]
+
+
+def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
+    """Search with every method and seed of an experiment; write networks, metrics.json and history.csv.
+
+    A search that was killed goes on from its last update.
+
+    Returns:
+        the metrics written.
+    """
+    here = project(root)
+    entry, chosen, limits = here.entry("experiments", name), settings(here, name), budgets(here, name)
+    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
+    histories, checkpoints = [], []
+    for seed in entry["seeds"]:
+        network = trained(here, entry["baseline"], seed, data)
+        for method in entry["methods"]:
+            which = fingerprint(weights_hash(network), data.describe(), entry["budgets"], chosen)
+            path = here.checkpoint(name, "search", method, seed, which)
+            result = _search(method, network, data, limits, chosen, seed, path, progress)
+            result.save(here.weights(entry["suite"], name, "search") / method / str(seed))
+            outcome[method][str(seed)] = {
+                "reward": result.reward,
+                "evaluations": result.evaluations,
+                "seconds": result.seconds,
+                "widths": result.widths,
+                "costs": _costs(result, network, data),
+            }
+            histories.append(result.history.assign(method=method, seed=seed))
+            checkpoints.append(path)
+    head = {
+        "network": here.entry("baselines", entry["baseline"])["network"],
+        "baseline": entry["baseline"],
+        "budgets": [{"name": b.name, "limit": b.limit, "relative": b.relative} for b in limits],
+        "search": chosen,
+    }
+    folder = here.results(entry["suite"], name, "search")
+    metrics = write_results(folder, data, head, {"methods": outcome}, pd.concat(histories))
+    for path in checkpoints:
+        path.unlink(missing_ok=True)
+    return metrics
+
+
+def _search(
+    method: str,
+    network: nn.Module,
+    data: Dataset,
+    limits: list[Budget],
+    chosen: dict[str, Any],
+    seed: int,
+    checkpoint: Path,
+    progress: bool,
+) -> PruningResult:
+    if method in PEERS:
+        shared = {key: value for key, value in chosen.items() if key in SHARED}
+        return PEERS[method](network, data.example, limits, data, seed=seed, **shared)
+    return prune(
+        network,
+        data.example,
+        limits,
+        data,
+        action=method,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+        **chosen,
+    )
+
+
+def _costs(result: PruningResult, network: nn.Module, data: Dataset) -> dict[str, dict[str, float]]:
+    """Parameters and MACs for the table, whatever the budgets were, and the budgets' own costs."""
+    report = {}
+    for cost in (costs.parameters, costs.macs):
+        value, unpruned = cost(result.network, data.example), cost(network, data.example)
+        report[cost.__name__] = {"value": value, "unpruned": unpruned, "share": value / unpruned}
+    return {**report, **result.costs}

@@ -1,0 +1,244 @@
+"""Train, fine-tune (also by distillation) and measure accuracy.
+
+The recipe is the usual fast one for CIFAR: SGD with Nesterov momentum, a
+one-cycle learning rate, label smoothing, random crops and mirror images made
+on the device, half precision and channels-last where the machine is faster so.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from rlprune.data import Dataset, Split
+from rlprune.errors import InputError
+from rlprune.files import read_checkpoint, write_atomically
+
+
+@dataclass(frozen=True)
+class Training:
+    """The schedule of a training or fine-tuning run.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: images a step.
+        learning_rate: at its peak.
+        warmup: share of the steps until the peak.
+        momentum: of SGD (Nesterov).
+        weight_decay: on weights of two or more dimensions.
+        label_smoothing: share of the target spread over all classes.
+        distillation: weight of the teacher's output in the loss (0 to 1), where a teacher is given.
+        temperature: of the distillation (Hinton et al. 2015).
+    """
+
+    epochs: int = 14
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    warmup: float = 0.25
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    distillation: float = 0.0
+    temperature: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0:
+            raise InputError(
+                "A schedule needs at least 1 epoch, batches of at least 2 and a learning rate above 0, not "
+                f"epochs={self.epochs}, batch_size={self.batch_size}, learning_rate={self.learning_rate}."
+            )
+        if not (0 <= self.distillation <= 1 and 0 < self.warmup < 1):
+            raise InputError(
+                f"distillation must lie in [0, 1] and warmup in (0, 1), not {self.distillation}, {self.warmup}."
+            )
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Training":
+        """From a group of a parameter file; an unknown key is named."""
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise InputError(f"Unknown training parameter {unknown[0]!r}. Use one of: {', '.join(known)}.")
+        return cls(**values)
+
+
+def half_precision(device: torch.device | str) -> contextlib.AbstractContextManager:
+    """bfloat16 autocast where the hardware multiplies it natively, else nothing.
+
+    On a CPU without such instructions bfloat16 is emulated and slower than float32.
+    """
+    device = torch.device(device)
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+    return torch.autocast(device.type, torch.bfloat16) if native else contextlib.nullcontext()
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def fit(
+    network: nn.Module,
+    data: Dataset,
+    training: Training,
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+    checkpoint: str | Path | None = None,
+    progress: str | None = "train",
+) -> pd.DataFrame:
+    """Train a network in place.
+
+    Args:
+        network: (N, C, H, W) → (N, classes); trained on the device of ``data``.
+        data: its training split is learned from, its validation split watched.
+        training: the schedule.
+        seed: of shuffling, crops and mirror images.
+        teacher: its output is imitated with weight ``training.distillation``.
+        checkpoint: a file written after every epoch. If it is there, training
+            goes on from it and ends as if never stopped; it is left in place.
+        progress: label of the progress bar, None for none.
+
+    Returns:
+        one row an epoch: epoch, loss, train_accuracy and validation_accuracy in
+        percent, images_per_second (of the training steps alone), seconds since the start.
+
+    Raises:
+        InputError: a checkpoint that is cut off or of another run, or too few images for one batch.
+    """
+    steps = len(data.train) // training.batch_size
+    if steps < 1:
+        raise InputError(
+            f"{len(data.train)} training images do not fill one batch of {training.batch_size}: lower batch_size."
+        )
+    network.to(device=data.device, memory_format=torch.channels_last)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = _optimizer(network, training)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=training.learning_rate,
+        total_steps=steps * training.epochs,
+        pct_start=training.warmup,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+        div_factor=10,
+        final_div_factor=1e3,
+    )
+    history: list[dict[str, float]] = []
+    run = _fingerprint(network, data, training, seed)
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and path.exists():
+        state = read_checkpoint(path, run)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+        history = state["history"]
+    earlier = history[-1]["seconds"] if history else 0.0
+    start = time.perf_counter()
+    bar = tqdm(total=training.epochs * steps, initial=len(history) * steps, desc=progress, disable=progress is None)
+    with bar:
+        for epoch in range(len(history) + 1, training.epochs + 1):
+            row = _epoch(network, data, training, optimizer, schedule, generator, teacher, bar)
+            row["validation_accuracy"] = accuracy(network, data, data.validation)
+            seconds = earlier + time.perf_counter() - start
+            history.append({"epoch": epoch, **row, "seconds": seconds})
+            if path is not None:
+                state = {
+                    "run": run,
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "generator": generator.get_state(),
+                    "history": history,
+                }
+                write_atomically(path, lambda file, state=state: torch.save(state, file))
+    network.eval()
+    return pd.DataFrame(history)
+
+
+def _epoch(
+    network: nn.Module,
+    data: Dataset,
+    training: Training,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    generator: torch.Generator,
+    teacher: nn.Module | None,
+    bar: tqdm,
+) -> dict[str, float]:
+    """One pass over the training split: mean loss, accuracy in percent, images per second."""
+    network.train()
+    total_loss, correct = torch.zeros((), device=data.device), torch.zeros((), device=data.device)
+    start, seen = time.perf_counter(), 0
+    for images, labels in data.augmented(training.batch_size, generator):
+        with half_precision(data.device):
+            logits = network(images)
+            imitated = None
+            if teacher is not None and training.distillation > 0:
+                with torch.no_grad():
+                    imitated = teacher(images)
+        loss = _loss(logits.float(), labels, training, imitated)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total_loss += loss.detach() * len(labels)
+        correct += (logits.detach().argmax(1) == labels).sum()
+        seen += len(labels)
+        bar.update()
+        if bar.n % 10 == 0:  # reading a number waits for a GPU, so not at every step
+            bar.set_postfix(loss=f"{total_loss.item() / seen:.3f}", accuracy=f"{100 * correct.item() / seen:.1f} %")
+    rates = {"loss": total_loss.item() / seen, "train_accuracy": 100 * correct.item() / seen}
+    return {**rates, "images_per_second": seen / (time.perf_counter() - start)}
+
+
+def _loss(logits: Tensor, labels: Tensor, training: Training, imitated: Tensor | None) -> Tensor:
+    loss = F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+    if imitated is None:
+        return loss
+    warm = training.temperature
+    target = F.log_softmax(imitated.float() / warm, 1)
+    divergence = F.kl_div(F.log_softmax(logits / warm, 1), target, log_target=True, reduction="batchmean")
+    # warm² keeps the gradient's size independent of the temperature (Hinton et al. 2015, section 2)
+    return (1 - training.distillation) * loss + training.distillation * warm**2 * divergence
+
+
+def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """SGD; weight decay spares biases and batch norm, which it would only hold back."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: Dataset, split: Split, batch_size: int = 250) -> float:
+    """Percent of a split's images that the network classifies rightly, in evaluation mode."""
+    training = network.training
+    network.eval()
+    correct = torch.zeros((), device=data.device)
+    for start in range(0, len(split), batch_size):
+        part = split[slice(start, start + batch_size)]
+        with half_precision(data.device):
+            logits = network(data.normalise(part.images))
+        correct += (logits.argmax(1) == part.labels).sum()
+    network.train(training)
+    return 100 * correct.item() / len(split)
+
+
+def _fingerprint(network: nn.Module, data: Dataset, training: Training, seed: int) -> str:
+    """Tells one training run from another; a checkpoint carries it."""
+    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    what = [shapes, data.sha256, data.split_seed, len(data.train), asdict(training), seed]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()

@@ -1,0 +1,180 @@
+"""Datasets: disjoint seeded splits, augmentation, and one sentence for every bad file."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlprune import data
+from rlprune.errors import InputError
+
+
+def arrays(n=20, m=10):
+    rng = np.random.default_rng(0)
+    images = lambda count: rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)  # noqa: E731
+    return {
+        "train_images": images(n),
+        "train_labels": np.arange(n, dtype=np.uint8) % 10,
+        "test_images": images(m),
+        "test_labels": np.arange(m, dtype=np.uint8) % 10,
+    }
+
+
+def rows(split):
+    return [image.numpy().tobytes() for image in split.images]
+
+
+def test_digits_are_real_and_split_without_overlap(digits):
+    assert (len(digits.train), len(digits.validation), len(digits.test)) == (1150, 287, 360)
+    assert digits.train.images.shape[1:] == (3, 32, 32)
+    assert digits.train.images.is_contiguous(memory_format=torch.channels_last)
+    assert digits.classes == 10
+    parts = [set(rows(getattr(digits, name))) for name in ("train", "validation", "test")]
+    whole = set().union(*parts)
+    assert sum(map(len, parts)) == len(whole)  # also: no image twice
+
+
+def test_split_is_seeded_and_leaves_the_test_images_alone(digits):
+    again, other = data.load("digits", validation=0.2), data.load("digits", validation=0.2, seed=1)
+    assert torch.equal(again.validation.images, digits.validation.images)
+    assert not torch.equal(other.validation.images, digits.validation.images)
+    assert torch.equal(other.test.images, digits.test.images)
+    assert other.describe()["split_seed"] == 1
+    assert other.sha256 == digits.sha256
+
+
+def test_normalised_training_images_have_zero_mean_and_unit_variance(digits):
+    images = digits.normalise(digits.train.images)
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert images.mean().abs() < 1e-4
+    assert (images.std() - 1).abs() < 1e-3
+
+
+def test_augmentation_is_a_crop_of_the_padded_image(digits):
+    generator = torch.Generator().manual_seed(0)
+    size, pad = 32, digits.PAD
+    known = {}
+    for image, label in zip(digits.padded[:, :, :, 0], digits.train.labels, strict=True):
+        windows = image.unfold(0, size, 1).unfold(1, size, 1).reshape(-1, size * size)
+        known.setdefault(int(label), set()).update(w.numpy().tobytes() for w in windows[:: 2 * pad + 2])
+    seen = hits = 0
+    for images, labels in digits.augmented(64, generator):
+        pixels = (images[:, 0] * digits.std[0] + digits.mean[0]) * 255
+        for image, label in zip(pixels.round().byte(), labels, strict=True):
+            seen += 1
+            hits += image.contiguous().numpy().tobytes() in known[int(label)]
+    assert seen == 1150 // 64 * 64
+    assert hits > seen / 30  # the diagonal windows are 9 of the 81 that a crop may take
+
+
+def test_mirror_images_only_where_they_keep_their_class():
+    gradient = torch.arange(32, dtype=torch.uint8).expand(40, 3, 32, 32).contiguous()
+    for flip in (True, False):
+        own = data.from_tensors(gradient, torch.zeros(40), flip=flip)
+        (images, _), *_ = own.augmented(32, torch.Generator().manual_seed(0))
+        mirrored = (images[:, 0, 0, 12] > images[:, 0, 0, 18]).sum()
+        assert (0 < mirrored < 32) if flip else mirrored == 0
+
+
+def test_npz_round_trip_and_hash(tmp_path):
+    content = arrays()
+    np.savez(tmp_path / "cifar10.npz", **content)
+    loaded = data.load("cifar10", tmp_path, validation=0.25)
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (15, 5, 10)
+    assert loaded.flip
+    content["test_images"][0, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "cifar10.npz", **content)
+    assert data.load("cifar10", tmp_path).sha256 != loaded.sha256
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda a: a.pop("test_labels"), "lacks test_labels"),
+        (lambda a: a.update(train_images=a["train_images"].astype(np.float32)), "must be uint8"),
+        (lambda a: a.update(train_images=a["train_images"].transpose(0, 2, 3, 1)), r"shape \(N, 3, H, W\)"),
+        (lambda a: a.update(train_labels=a["train_labels"][:-1]), "must be 20 whole numbers"),
+        (lambda a: a.update(test_labels=a["test_labels"] / 2), "must be 10 whole numbers"),
+    ],
+)
+def test_malformed_file_is_one_sentence(tmp_path, change, fault):
+    content = arrays()
+    change(content)
+    np.savez(tmp_path / "cifar10.npz", **content)
+    with pytest.raises(InputError, match=fault) as error:
+        data.load("cifar10", tmp_path)
+    assert "cifar10.npz" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@settings(max_examples=15, deadline=None)
+@given(share=st.floats(0, 0.99))
+def test_truncated_file_is_one_sentence(tmp_path_factory, share):
+    folder = tmp_path_factory.mktemp("cut")
+    np.savez(folder / "cifar10.npz", **arrays(4, 4))
+    whole = (folder / "cifar10.npz").read_bytes()
+    (folder / "cifar10.npz").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match="cut off"):
+        data.load("cifar10", folder)
+
+
+def test_absent_file_and_unknown_name(tmp_path):
+    with pytest.raises(InputError, match=r"no dataset file .*cifar100\.npz: run `python -m rlprune fetch cifar100`"):
+        data.load("cifar100", tmp_path)
+    with pytest.raises(InputError, match="Unknown dataset 'cifar11'"):
+        data.load("cifar11")
+    with pytest.raises(InputError, match="validation share"):
+        data.load("digits", validation=1.5)
+
+
+def test_no_network_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for name in ("cifar10", "svhn"):
+        with pytest.raises(InputError, match=f"{name} is neither in .* nor to be had .* set RLPRUNE_DATA"):
+            data.fetch(name, tmp_path / name)
+        assert not [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+
+
+def test_official_images_become_the_four_arrays(tmp_path, monkeypatch):
+    from rlprune._torchvision import torchvision
+
+    content = arrays()
+
+    class Official:
+        def __init__(self, root, train, download):
+            split = "train" if train else "test"
+            self.data = content[f"{split}_images"].transpose(0, 2, 3, 1)  # as torchvision has them
+            self.targets = content[f"{split}_labels"].tolist()
+
+    monkeypatch.setattr(torchvision().datasets, "CIFAR10", Official)
+    path = data.fetch("cifar10", tmp_path)
+    read = data.read_npz(path)
+    assert all(np.array_equal(read[name], content[name]) for name in data.ARRAYS)
+    assert [p.name for p in tmp_path.iterdir()] == ["cifar10.npz"]
+
+
+def test_data_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("RLPRUNE_DATA", str(tmp_path))
+    assert data.data_folder() == tmp_path
+    monkeypatch.delenv("RLPRUNE_DATA")
+    assert str(data.data_folder()) == "data"
+
+
+def test_copy_of_cifar10_says_what_it_is(cifar_folder):
+    dataset = data.load("cifar10", cifar_folder, validation=0.05)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (47500, 2500, 10000)
+    assert torch.equal(torch.bincount(dataset.test.labels), torch.full((10,), 1000))
+    if dataset.sha256 in data.KNOWN_COPIES:
+        assert "104 of 60,000 images" in dataset.source
+
+
+def test_own_tensors_are_checked():
+    with pytest.raises(InputError, match="must be a uint8 tensor"):
+        data.from_tensors(torch.zeros(4, 3, 8, 8), torch.zeros(4))

@@ -1,0 +1,390 @@
+"""Tables and figures from hand-made result files."""
+
+import ast
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from rlprune import figures, tables
+from rlprune.errors import InputError
+
+LAYERS = {f"features.{3 * i}": size for i, size in enumerate([64, 128, 256, 256, 512, 512, 512, 512])}
+
+
+def write(root, name, stage, metrics, history):
+    folder = root / "quick" / name / stage
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"dataset": "digits", "source": "scikit-learn", "sha256": "ab12", "split_seed": 0, "network": "vgg11"}
+    head |= {"train_images": 1078, "validation_images": 359, "test_images": 360}
+    head |= {"device": "AMD EPYC, 2 threads, bfloat16", "versions": {"torch": "2.13.0", "rlprune": "0.1.0"}}
+    (folder / "metrics.json").write_text(json.dumps(head | metrics))
+    history.to_csv(folder / "history.csv", index=False)
+
+
+def epochs(methods=(None,), seeds=(0,), count=4):
+    rows = [
+        {"seed": s, "epoch": e, "loss": 2 / e + 0.05 * s, "train_accuracy": 100 - 40 / e}
+        | {"validation_accuracy": 98 - 30 / e - s, "images_per_second": 2000.0, "seconds": 2.0 * e}
+        | ({} if method is None else {"method": method})
+        for method in methods
+        for s in seeds
+        for e in range(1, count + 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def episodes(methods, seeds, budgets, count=40):
+    rows = []
+    for method in methods:
+        for seed in seeds:
+            random, best = np.random.default_rng([seed, len(method)]), np.nan
+            for e in range(1, count + 1):
+                done = 1 - np.exp(-3 * e / count)
+                reward = 10 + 80 * done * (0.6 if method == "random" else 1) + random.normal(0, 5)
+                best = np.fmax(best, reward) if e > 3 else best
+                row = {"method": method, "seed": seed, "episode": e, "steps": 8 * e, "reward": reward, "best": best}
+                row |= {"mean_action": 0.7 - 0.3 * done + random.normal(0, 0.03), "seconds": 0.2 * e}
+                for i, name in enumerate(budgets):
+                    row[name] = 60 - (50 - 15 * i) * done + random.normal(0, 3)
+                    row[f"lambda_{name}"] = np.nan if method == "random" else 1 + 2 * done + i
+                rows.append(row)
+    columns = ["method", "seed", "episode", "steps", "reward", "mean_action", "best", "seconds"]
+    return pd.DataFrame(rows, columns=None if rows else columns)
+
+
+def cost(share, unpruned=9_228_362):
+    return {"value": share * unpruned, "unpruned": unpruned, "share": share}
+
+
+def kept(share, shift):
+    return {
+        k: [max(1, round(of * share * (1 + 0.3 * ((i + shift) % 3)))), of] for i, (k, of) in enumerate(LAYERS.items())
+    }
+
+
+def make(root, name="digits_vgg11_10", methods=("layerwise", "uniform"), seeds=(0,), limit=0.1, second=None, count=40):
+    """An experiment whose accuracy after fine-tuning is 98, 99, 100, … by seed, less 2 for every further method."""
+    budgets = [{"name": "parameters", "limit": limit, "relative": True}]
+    budgets += [{"name": "macs", "limit": second, "relative": True}] if second else []
+    found, tuned = {}, {}
+    for rank, method in enumerate(methods):
+        found[method] = {
+            str(s): {
+                "reward": 87.2,
+                "evaluations": 150 if method in ("layerwise", "filterwise", "random") else 1,
+                "seconds": 30.0 + 2 * s,
+                "widths": kept(limit, rank + s),
+                "costs": {"parameters": cost(limit - 0.001 * s), "macs": cost(0.25, 153_000_000)},
+            }
+            for s in seeds
+        }  # fmt: skip
+        tuned[method] = {
+            str(s): {
+                "baseline_accuracy": 99.0,
+                "pruned_accuracy": 71.0,
+                "accuracy": 98.0 + s - 2 * rank,
+                "seconds": 600.0,
+            }
+            for s in seeds
+        }
+    agents = [m for m in methods if m in ("layerwise", "filterwise", "random")]
+    head = {"baseline": "digits_vgg11", "budgets": budgets}
+    history = episodes(agents, seeds, [b["name"] for b in budgets], count)
+    write(root, name, "search", head | {"methods": found}, history)
+    write(root, name, "finetune", head | {"methods": tuned}, epochs(methods, seeds))
+    write(root, "digits_vgg11", "baseline", {"training": {}, "seeds": {str(s): {} for s in seeds}}, epochs(seeds=seeds))
+    return name
+
+
+def load(root, *names):
+    return tables.load_results("quick", names, root)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Results of one experiment: an agent and a reference, three seeds."""
+    root = tmp_path_factory.mktemp("figures") / "results"
+    make(root, seeds=(0, 1, 2))
+    return root
+
+
+@pytest.fixture(scope="module")
+def reported(root):
+    folder = root.parent / "reports"
+    folder.mkdir()
+    (folder / "curves_gone.png").write_text("of an earlier report")
+    (folder / "notes.txt").write_text("mine")
+    return folder, figures.report("quick", ["digits_vgg11_10"], folder, root)
+
+
+def test_table_means_and_deviations_over_seeds(root):
+    row = tables.results_table(load(root, "digits_vgg11_10")).set_index("method").loc["layerwise"]
+    assert row["parameters_kept"] == pytest.approx(9_228_362 * 0.099)
+    assert row["parameters_percent"] == pytest.approx(9.9)
+    assert (row["macs_kept"], row["macs_percent"]) == (38_250_000, 25)
+    assert (row["accuracy_before"], row["accuracy_before_std"], row["accuracy_pruned"]) == (99, 0, 71)
+    assert (row["accuracy"], row["accuracy_std"]) == (99, 1)  # 98, 99, 100; divided by n - 1
+    assert (row["change"], row["change_std"]) == (0, 1)
+    assert (row["evaluations"], row["search_seconds"], row["finetune_seconds"]) == (150, 32, 600)
+    assert (row["budget"], row["seeds"]) == ("parameters ≤ 10 %", "0, 1, 2")
+
+
+def test_change_is_taken_within_each_seed(tmp_path):
+    name = make(tmp_path, methods=("uniform",), seeds=(0, 1))
+    file = tmp_path / "quick" / name / "finetune" / "metrics.json"
+    content = json.loads(file.read_text())
+    content["methods"]["uniform"]["1"]["baseline_accuracy"] = 100.0  # both seeds lose one point
+    file.write_text(json.dumps(content))
+    row = tables.results_table(load(tmp_path, name)).iloc[0]
+    assert (row["change"], row["change_std"]) == (-1, 0)
+
+
+def test_a_single_seed_has_no_deviation(tmp_path):
+    table = tables.results_table(load(tmp_path, make(tmp_path)))
+    assert table["accuracy_std"].isna().all()
+    assert "±" not in tables.markdown(table).replace("± is", "")
+    assert "| **98.0** |" in re.sub(" +", " ", tables.markdown(table))
+
+
+def test_rows_by_falling_budget_agents_first_best_in_bold(tmp_path):
+    names = [
+        make(tmp_path, "a", ("uniform", "random", "genetic", "layerwise"), limit=0.1),
+        make(tmp_path, "b", ("uniform", "layerwise"), limit=0.2),
+        make(tmp_path, "c", ("mystery", "uniform"), limit=0.1, second=0.3),
+    ]
+    table = tables.results_table(load(tmp_path, *names))
+    assert list(zip(table["experiment"], table["method"], strict=True)) == [
+        ("b", "layerwise"), ("b", "uniform"),
+        ("a", "layerwise"), ("a", "genetic"), ("a", "random"), ("a", "uniform"),
+        ("c", "uniform"), ("c", "mystery"),
+    ]  # fmt: skip
+    assert table["budget"].iloc[-1] == "parameters ≤ 10 %, MACs ≤ 30 %"
+    bold = [line.split("|")[4].strip() for line in tables.markdown(table).splitlines() if "**" in line]
+    assert bold == ["Uniform widths", "Uniform widths", "Mystery"]
+
+
+def test_markdown_rounds_for_people(root):
+    text = re.sub(" +", " ", tables.markdown(tables.results_table(load(root, "digits_vgg11_10"))))
+    row = next(line for line in text.splitlines() if "Layer-wise" in line)
+    assert row == (
+        "| digits | VGG-11 | parameters ≤ 10 % | Layer-wise agent | 0.91 M (9.90 %) | 38.2 M (25.00 %) | 99.0 ± 0.0 | "
+        "71.0 ± 0.0 | **99.0 ± 1.0** | +0.0 ± 1.0 | 150 | 32 s | 10 min | 0, 1, 2 |"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(922_000, "0.92 M"), (9_228_362, "9.23 M"), (153e6, "153 M"), (1.25e9, "1.25 G"), (12_300, "12.3 k"), (7, "7")],
+)
+def test_counts(value, text):
+    assert tables.count(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.25, "1.2 s"), (31, "31 s"), (99.6, "2 min"), (7300, "2.0 h")])
+def test_durations(value, text):
+    assert tables.duration(value) == text
+
+
+def test_absolute_budget_in_percent_of_the_unpruned():
+    run = {"costs": {"macs": cost(0.1, 200e6)}}
+    budgets = [{"name": "macs", "limit": 20e6, "relative": False}]
+    assert tables.limits({"budgets": budgets, "methods": {"uniform": {"0": run}}}) == {"macs": pytest.approx(10)}
+    assert tables.budget_label(budgets) == "MACs ≤ 20.0 M"
+
+
+def test_report_writes_every_file_and_removes_stale_figures(reported):
+    folder, table = reported
+    stems = ["accuracy_against_parameters", "curves_digits_vgg11_10", "training_digits_vgg11", "widths_digits_vgg11_10"]
+    expected = {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
+    assert {file.name for file in folder.iterdir()} == expected | {"results.csv", "results.md", "notes.txt"}
+    assert not list(folder.parent.glob(".reports*"))
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), table.round(4), check_dtype=False)
+    page = (folder / "results.md").read_text()
+    for part in ("scikit-learn", "`ab12`", "AMD EPYC", "torch 2.13.0", "`dvc repro quick`", "1,078 / 359 / 360"):
+        assert part in page
+    assert sorted(re.findall(r"\]\((.+?)\)", page)) == sorted(f"{stem}.png" for stem in stems)
+
+
+def test_report_again_gives_the_same_bytes(reported, root, tmp_path):
+    figures.report("quick", ["digits_vgg11_10"], tmp_path, root)
+    files = [file for file in reported[0].iterdir() if file.name != "notes.txt"]
+    assert all((tmp_path / file.name).read_bytes() == file.read_bytes() for file in files)
+
+
+def test_a_failing_report_leaves_the_old_one(tmp_path, monkeypatch):
+    name = make(tmp_path / "results", methods=("uniform",))
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    (folder / "results.md").write_text("old")
+    monkeypatch.setattr(figures, "widths", lambda metrics: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        figures.report("quick", [name], folder, tmp_path / "results")
+    assert [file.name for file in folder.iterdir()] == ["results.md"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["reports", "results"]
+
+
+def test_report_without_an_agent_has_no_curves(tmp_path):
+    name = make(tmp_path / "results", methods=("uniform", "taylor"))
+    figures.report("quick", [name], tmp_path / "reports", tmp_path / "results")
+    assert not list((tmp_path / "reports").glob("curves_*"))
+    assert "curves_" not in (tmp_path / "reports" / "results.md").read_text()
+
+
+def test_missing_file_says_what_to_run(tmp_path):
+    name = make(tmp_path)
+    file = tmp_path / "quick" / name / "finetune" / "metrics.json"
+    file.unlink()
+    with pytest.raises(InputError) as error:
+        load(tmp_path, name)
+    remedy = "run `dvc repro quick` or `python -m rlprune finetune digits_vgg11_10`."
+    assert str(error.value) == f"Result file {file} is missing: {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("metrics.json", '{"dataset": ', "is broken"),
+        ("metrics.json", "[]", "lacks 'dataset'"),
+        ("history.csv", "", "is broken"),
+        ("history.csv", "method,seed\n", "lacks column 'steps'"),
+    ],
+)
+def test_broken_file_is_named(tmp_path, file, content, sentence):
+    name = make(tmp_path)
+    (tmp_path / "quick" / name / "search" / file).write_text(content)
+    with pytest.raises(InputError, match=f"{file} {sentence}.*dvc repro quick"):
+        load(tmp_path, name)
+
+
+def test_a_result_without_a_number_is_named(tmp_path):
+    name = make(tmp_path)
+    file = tmp_path / "quick" / name / "search" / "metrics.json"
+    file.write_text(file.read_text().replace('"evaluations"', '"forgotten"'))
+    with pytest.raises(InputError, match=r"layerwise .*evaluations.*python -m rlprune search"):
+        tables.results_table(load(tmp_path, name))
+
+
+def test_finetuning_of_another_search_is_refused(tmp_path):
+    name = make(tmp_path, methods=("layerwise", "uniform"))
+    file = tmp_path / "quick" / name / "finetune" / "metrics.json"
+    content = json.loads(file.read_text())
+    del content["methods"]["uniform"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"differ in uniform \(seed 0\)"):
+        load(tmp_path, name)
+
+
+def solid(axis):
+    """The curves of a panel: neither dots nor the budget."""
+    return [line for line in axis.get_lines() if line.get_linestyle() != "None" and len(line.get_xdata()) > 2]
+
+
+def test_search_curves_mean_over_seeds_with_band():
+    history = episodes(["layerwise"], [0, 1, 2], ["parameters"])
+    history["lambda_parameters"] = history["seed"] + history["episode"]
+    reward, cost_panel, multiplier, action = figures.search_curves(history, {"parameters": 10.0}).axes
+    (line,) = solid(multiplier)
+    assert np.allclose(line.get_xdata(), 8 * np.arange(1, 41))
+    assert np.allclose(line.get_ydata(), 1 + np.arange(1, 41))
+    (band,) = multiplier.collections
+    assert np.allclose(band.get_paths()[0].vertices[:, 1].max(), 1 + 40 + 1)  # seeds 0, 1, 2: deviation 1
+    assert [line.get_ydata()[0] for line in cost_panel.get_lines() if len(line.get_xdata()) == 2] == [10.0]
+    assert len(solid(reward)) == 2  # running mean, best within budget
+    assert action.get_ylim() == (0, 1)
+
+
+def test_search_curves_smooth_and_skip_methods_without_episodes():
+    history = episodes(["layerwise"], [0], ["parameters"])
+    history["reward"] = np.where(history["episode"] == 20, 50.0, 0.0)
+    history.loc[len(history)] = {"method": "uniform", "seed": 0, "episode": 1, "steps": 8, "reward": 30.0}
+    figure = figures.search_curves(history, {"parameters": 10.0})
+    assert solid(figure.axes[0])[0].get_ydata().max() == pytest.approx(10)  # over 5 episodes
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "Layer-wise agent" in labels
+    assert "Uniform widths" not in labels
+
+
+def test_search_curves_colour_two_budgets():
+    budgets = {"parameters": 10.0, "macs": 30.0}
+    figure = figures.search_curves(episodes(["layerwise", "random"], [0], budgets), budgets)
+    _, cost_panel, multiplier, _ = figure.axes
+    assert len({line.get_color() for line in solid(cost_panel)}) == 2
+    assert len(solid(multiplier)) == 2  # random search has no multiplier
+    assert {"Parameters", "MACs"} <= {text.get_text() for text in figure.legends[0].get_texts()}
+
+
+def test_search_curves_of_one_live_search_and_of_none():
+    live = episodes(["layerwise"], [0], ["parameters"]).drop(columns=["method", "seed"])
+    assert solid(figures.search_curves(live, {"parameters": 10.0}).axes[0])
+    empty = figures.search_curves(episodes([], [0], []), {"parameters": 10.0})
+    assert all(axis.texts[0].get_text() == "none in this search" for axis in empty.axes)
+
+
+def test_widths_show_the_mean_over_seeds_before_the_unpruned(root):
+    metrics = load(root, "digits_vgg11_10").searches["digits_vgg11_10"].metrics
+    layerwise, uniform = figures.widths(metrics).axes
+    heights = [bar.get_height() for bar in layerwise.patches]
+    assert heights[: len(LAYERS)] == list(LAYERS.values())
+    runs = metrics["methods"]["layerwise"].values()
+    assert heights[len(LAYERS) :] == pytest.approx([np.mean([r["widths"][n][0] for r in runs]) for n in LAYERS])
+    assert [label.get_text() for label in uniform.get_xticklabels()] == [str(3 * i) for i in range(8)]
+
+
+def test_widths_of_forty_layers_do_not_overlap():
+    names = [f"stages.{i // 2}.convs.{i % 2}.0" for i in range(40)]
+    run = {"widths": {name: [8, 64] for name in names}, "costs": {"parameters": cost(0.1)}}
+    figure = figures.widths({"methods": {m: {"0": run} for m in ("layerwise", "random", "uniform")}})
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[-1].get_xticklabels()]
+    assert len(boxes) == 40
+    assert all(a.x1 <= b.x0 for a, b in pairwise(boxes))
+
+
+def test_accuracy_against_parameters(root):
+    table = tables.results_table(load(root, "digits_vgg11_10"))
+    both = pd.concat([table, table.assign(network="resnet18", accuracy_std=np.nan)])
+    figure = figures.accuracy_against_parameters(both)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["ResNet-18 on digits", "VGG-11 on digits"]
+    axis = figure.axes[1]
+    assert axis.get_xscale() == "log"
+    points = {tuple(c.lines[0].get_xydata()[0].round(6)) for c in axis.containers}
+    assert points == {(9.9, 99.0), (9.9, 97.0)}
+    bars = [segment for c in axis.containers for segment in c.lines[2][0].get_segments()]
+    assert sorted(bar[:, 1].tolist() for bar in bars) == [[96, 98], [98, 100]]
+
+
+def test_training_curves_of_baseline_and_finetuning():
+    loss, accuracy = figures.training_curves(epochs(seeds=(0, 1))).axes
+    assert loss.get_lines()[0].get_ydata()[0] == pytest.approx(2.025)
+    assert [line.get_ydata()[-1] for line in accuracy.get_lines()] == pytest.approx([97.5 - 7.5, 90])
+    tuned = figures.training_curves(epochs(("layerwise", "uniform")))
+    assert [text.get_text() for text in tuned.legends[0].get_texts()][:2] == ["Layer-wise agent", "Uniform widths"]
+
+
+def test_methods_are_told_apart():
+    styles = [tables.method_style(method) for method in tables.METHODS]
+    assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == len(styles)
+
+
+def test_nothing_global_changes(tmp_path):
+    before = dict(matplotlib.rcParams)
+    figure = figures.training_curves(epochs())
+    figures.save(figure, tmp_path / "new" / "figure.v2")
+    assert isinstance(figure, Figure)
+    assert dict(matplotlib.rcParams) == before
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["figure.v2.png", "figure.v2.svg"]
+
+
+def test_no_network_is_loaded():
+    for module in (figures, tables):
+        tree = ast.walk(ast.parse(Path(module.__file__).read_text()))
+        names = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
+        assert {name for name in names if name.startswith("rlprune")} <= {"rlprune.tables", "rlprune.errors"}
+        assert "import torch" not in Path(module.__file__).read_text()

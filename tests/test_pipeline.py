@@ -1,0 +1,293 @@
+"""The pipeline for real: a clone, DVC, papermill, digits; every stage, at a length of seconds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlprune.errors import InputError
+from rlprune.stages import baseline, check, finetune, search, tables
+from rlprune.stages.common import project
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEDULE = {"epochs": 1, "batch_size": 64, "learning_rate": 0.05}
+TINY = {
+    "datasets": {"digits": {"validation": 0.2, "seed": 0}, "cifar10": {"validation": 0.1, "seed": 0}},
+    "suites": {
+        "quick": {
+            "baseline": {**SCHEDULE, "epochs": 2},
+            "search": {"episodes": 4, "evaluation": {"images": 50, "recalibration": 50}},
+            "finetune": SCHEDULE,
+        },
+        "cifar10": {"baseline": SCHEDULE, "search": {"episodes": 4}, "finetune": SCHEDULE},
+    },
+    "baselines": {"digits_resnet20": {"suite": "quick", "dataset": "digits", "network": "resnet20", "seeds": [0, 1]}},
+    "experiments": {
+        "digits_resnet20_20": {
+            "suite": "quick",
+            "baseline": "digits_resnet20",
+            "budgets": {"parameters": 0.2},
+            "methods": ["layerwise", "uniform"],
+            "seeds": [0, 1],
+        }
+    },
+}
+NAME = "digits_resnet20_20"
+
+
+def run(folder, *command, check=True):
+    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", OMP_NUM_THREADS="1")
+    environment.pop("RLPRUNE_DATA", None)
+    environment["GIT_CONFIG_GLOBAL"] = os.devnull
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    if check and done.returncode:
+        raise AssertionError(f"{command} failed:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}")
+    return done
+
+
+def git(folder, *command):
+    return run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", *command)
+
+
+def write(folder, params):
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A repository with this working tree's files and one tiny experiment, reproduced by DVC and committed."""
+    folder = tmp_path_factory.mktemp("clone") / "rlprune"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        if name.startswith(("results/", "reports/", "dvc.lock")) or not (ROOT / name).exists():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    write(folder, TINY)
+    git(folder, "init", "--quiet")
+    run(folder, "dvc", "repro", "--quiet", "quick")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "all")
+    return folder
+
+
+def ran(done):
+    """Stages that a `dvc repro` ran."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
+    return [line.split("'")[1] for line in lines]
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_every_stage_leaves_what_it_should(clone):
+    results = clone / "results" / "quick"
+    trained = read(results / "digits_resnet20" / "baseline" / "metrics.json")
+    assert set(trained["seeds"]) == {"0", "1"}
+    assert trained["dataset"] == "digits"
+    assert len(trained["sha256"]) == 64
+    assert {"torch", "rlprune"} <= set(trained["versions"])
+    assert (trained["train_images"], trained["validation_images"], trained["test_images"]) == (1150, 287, 360)
+    found = read(results / NAME / "search" / "metrics.json")
+    tuned = read(results / NAME / "finetune" / "metrics.json")
+    for method in ("layerwise", "uniform"):
+        for seed in ("0", "1"):
+            cost = found["methods"][method][seed]["costs"]["parameters"]
+            assert cost["value"] <= 0.2 * cost["unpruned"]
+            assert 0 <= tuned["methods"][method][seed]["accuracy"] <= 100
+    names = {path.name for path in (clone / "reports" / "quick").iterdir()}
+    assert {"results.md", "results.csv", f"curves_{NAME}.png", f"widths_{NAME}.svg"} <= names
+    assert {"accuracy_against_parameters.png", "accuracy_against_parameters.svg"} <= names
+    assert not list((clone / "checkpoints").glob("*"))
+
+
+def test_networks_left_behind_are_within_budget(clone):
+    import torch
+
+    full = torch.load(clone / "weights/quick/digits_resnet20/baseline/0.pt", weights_only=True)
+    from rlprune import networks
+
+    names = {name for name, _ in networks.build("resnet20").named_parameters()}
+    count = lambda state: sum(t.numel() for name, t in state.items() if name in names)  # noqa: E731
+    for path in (clone / "weights/quick" / NAME / "finetune").rglob("*.pt"):
+        assert count(torch.load(path, weights_only=True)) <= 0.2 * count(full)
+
+
+def test_second_run_has_nothing_to_do(clone):
+    done = run(clone, "dvc", "repro", "quick")
+    assert "up to date" in done.stdout
+    assert ran(done) == []
+
+
+def test_a_stage_runs_again_when_what_it_uses_changes_and_not_otherwise(clone):
+    def would_run(path, old, new):
+        text = path.read_text()
+        assert old in text
+        try:
+            path.write_text(text.replace(old, new, 1))
+            return ran(run(clone, "dvc", "repro", "--dry", "quick"))
+        finally:
+            path.write_text(text)
+
+    finetuned, reported = f"finetune@{NAME}", ["tables@quick", "quick"]
+    in_params = lambda old, new: would_run(clone / "params.yaml", old, new)  # noqa: E731
+    assert in_params("episodes: 4\n      evaluation", "episodes: 5\n      evaluation")[0] == f"search@{NAME}"
+    assert in_params("layerwise\n", "layerwise # the agent\n") == []
+    assert would_run(clone / "rlprune/stages/finetune.py", "import Path", "import Path  # new")[0] == finetuned
+    assert would_run(clone / "rlprune/figures.py", "import", "import  ")[:1] == reported[:1]
+    assert would_run(clone / "README.md", "#", "##") == []
+    notebook = clone / "notebooks/01_baseline.ipynb"
+    assert would_run(notebook, "Train a baseline", "Train the baseline")[0] == "baseline@digits_resnet20"
+
+
+def test_tables_are_made_again_from_a_bare_clone_without_weights(clone, tmp_path):
+    bare = tmp_path / "bare"
+    git(clone, "clone", "--quiet", str(clone), str(bare))
+    assert not (bare / "weights").exists()
+    done = run(bare, "dvc", "repro", "--allow-missing", "quick")
+    assert ran(done) == []
+    before = {path.name: path.read_bytes() for path in (bare / "reports/quick").iterdir()}
+    shutil.rmtree(bare / "reports/quick")
+    done = run(bare, "dvc", "repro", "--allow-missing", "tables@quick")
+    assert ran(done) == ["tables@quick"]
+    assert {path.name: path.read_bytes() for path in (bare / "reports/quick").iterdir()} == before
+    assert not (bare / "weights").exists()
+
+
+def test_dvc_shows_metrics_plots_and_graph(clone):
+    assert "digits_resnet20" in run(clone, "dvc", "metrics", "show").stdout
+    assert "search@" in run(clone, "dvc", "dag", "quick").stdout
+    run(clone, "dvc", "plots", "show", "--out", "executed/plots")
+    assert (clone / "executed/plots/index.html").stat().st_size > 1000
+    run(clone, "dvc", "metrics", "diff")
+    run(clone, "dvc", "plots", "diff", "HEAD", "--out", "executed/plots")
+
+
+def test_plain_functions_do_the_same_without_dvc_and_papermill(tmp_path, clone):
+    params = json.loads(json.dumps(TINY))
+    params["baselines"]["digits_resnet20"]["seeds"] = params["experiments"][NAME]["seeds"] = [1]
+    write(tmp_path, params)
+    from rlprune.stages import prepare
+
+    prepare.run("digits", tmp_path)
+    baseline.run("digits_resnet20", tmp_path, progress=False)
+    search.run(NAME, tmp_path, progress=False)
+    finetune.run(NAME, tmp_path, progress=False)
+    table = tables.run("quick", tmp_path)
+    assert list(table["method"]) == ["layerwise", "uniform"]
+    assert "| " in tables.show("quick", tmp_path)
+    mine = read(tmp_path / "results/quick" / NAME / "finetune/metrics.json")["methods"]
+    assert set(mine) == {"layerwise", "uniform"}
+
+
+def test_stopped_stage_goes_on(tmp_path, monkeypatch):
+    params = json.loads(json.dumps(TINY))
+    write(tmp_path, params)
+    from rlprune import training
+    from rlprune.stages import prepare
+
+    prepare.run("digits", tmp_path)
+    real, calls = training._epoch, []
+
+    def stop_in_third(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, "_epoch", stop_in_third)
+    with pytest.raises(KeyboardInterrupt):
+        baseline.run("digits_resnet20", tmp_path, progress=False)
+    assert not (tmp_path / "results/quick").exists()
+    baseline.run("digits_resnet20", tmp_path, progress=False)
+    assert len(calls) == 3 + 2  # seed 0 is finished: only seed 1's two epochs
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "fault"),
+    [
+        ("baselines", "network", "vgg12", "Unknown network 'vgg12'"),
+        ("baselines", "dataset", "cifar11", "Unknown datasets? 'cifar11'|Unknown dataset 'cifar11'"),
+        ("baselines", "suite", "slow", "Unknown suite 'slow'"),
+        ("baselines", "seeds", [], "must be a list of whole numbers"),
+        ("baselines", "training", {"epoch": 3}, "Unknown training parameter 'epoch'"),
+        ("experiments", "baseline", "nothing", "Unknown baseline 'nothing'"),
+        ("experiments", "budgets", {"parameters": 0}, "limit of the budget on parameters"),
+        ("experiments", "budgets", {"weight": 0.1}, "Unknown cost 'weight'"),
+        ("experiments", "budgets", 0.1, "must be like"),
+        ("experiments", "methods", ["magic"], "Unknown method 'magic'"),
+        ("experiments", "search", {"episode": 3}, "Unknown search parameter 'episode'"),
+        ("experiments", "seeds", [7], r"is trained with \[0, 1\] only"),
+        ("experiments", "seed", 0, "unknown key 'seed'"),
+    ],
+)
+def test_bad_entry_is_one_sentence_before_any_work(tmp_path, group, key, value, fault):
+    params = json.loads(json.dumps(TINY))
+    next(iter(params[group].values()))[key] = value
+    write(tmp_path, params)
+    with pytest.raises(InputError, match=fault) as error:
+        check.run(tmp_path)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_good_entries_pass_the_check(tmp_path):
+    write(tmp_path, TINY)
+    assert check.run(tmp_path) == "params.yaml: 1 baselines and 1 experiments are in order."
+    assert "in order" in check.run(ROOT)
+
+
+def test_command_line_says_one_sentence_and_fails(tmp_path):
+    def shell(*arguments):
+        return run(tmp_path, sys.executable, "-m", "rlprune", *arguments, check=False)
+
+    done = shell("baseline", "digits_vgg11")
+    assert done.returncode == 2
+    assert done.stderr.startswith("rlprune: There is no params.yaml in")
+    write(tmp_path, TINY)
+    for arguments, sentence in [
+        (("baseline", "vgg"), "rlprune: Unknown baseline 'vgg'. Use one of: digits_resnet20."),
+        (("search", NAME), "rlprune: There is no "),
+        (("fetch", "mnist"), "rlprune: Unknown dataset 'mnist'. Use one of: digits, cifar10, cifar100, svhn."),
+        (("show", "quick"), "rlprune: There is no report"),
+    ]:
+        done = shell(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith(sentence)
+        assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_broken_notebook_stage_fails_with_the_sentence_last(clone):
+    command = [
+        "papermill",
+        "--no-progress-bar",
+        "notebooks/01_baseline.ipynb",
+        "executed/x.ipynb",
+        "-p",
+        "name",
+        "nothing",
+    ]
+    done = run(clone, *command, check=False)
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith("InputError: Unknown baseline 'nothing'. Use one of: digits_resnet20.")
+
+
+def test_changed_dataset_is_noticed(tmp_path):
+    write(tmp_path, TINY)
+    from rlprune.stages import prepare
+
+    prepare.run("digits", tmp_path)
+    record = tmp_path / "results/data/digits.json"
+    record.write_text(record.read_text().replace(read(record)["sha256"], "0" * 64))
+    with pytest.raises(InputError, match="not those that were prepared"):
+        prepare.dataset(project(tmp_path), "digits")

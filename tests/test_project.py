@@ -1,0 +1,140 @@
+"""What the files at the top level promise, held together."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def name_of(requirement):
+    return re.split(r"[<>=!~\[; ]", requirement)[0].lower().replace("_", "-")
+
+
+def pinned():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), "only name==version"
+    return {name_of(line): line.split("==")[1] for line in lines}
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    from packaging.requirements import Requirement
+
+    pins = pinned()
+    for text in [*PYPROJECT["project"]["dependencies"], *EXTRAS["pipeline"], *EXTRAS["test"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[name_of(text)]), text
+
+
+def test_conda_environment_installs_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
+    assert pip == ["-c constraints.txt", f"-e .[{','.join(sorted(EXTRAS))}]"]
+    (python,) = [d for d in environment["dependencies"] if str(d).startswith("python=")]
+    assert PYPROJECT["project"]["requires-python"] == f">={python.removeprefix('python=')}"
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"-c constraints.txt -e '.[{','.join(sorted(EXTRAS))}]'" in makefile
+
+
+def test_data_dvc_pins_the_official_archive():
+    (out,) = yaml.safe_load((ROOT / "data.dvc").read_text())["outs"]
+    assert (out["md5"], out["size"]) == ("c58f30108f718f92721af3b95e74349a", 170498071)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_thin_and_stripped(path):
+    notebook = json.loads(path.read_text())
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+    assert sum(len(cell["source"]) for cell in code) <= 30
+    assert "def " not in "".join("".join(cell["source"]) for cell in code)
+    assert notebook["cells"][-1]["cell_type"] == "markdown"  # a sentence on what is seen
+
+
+def imports(path):
+    """Files of rlprune that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rlprune":
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("rlprune")}
+    files = set()
+    for name in found:
+        base = ROOT / name.replace(".", "/")
+        files |= {p for p in (base.with_suffix(".py"), base / "__init__.py") if p.exists()}
+    return files
+
+
+def closure(path, ignored=frozenset()):
+    todo, seen = [path], set()
+    while todo:
+        current = todo.pop()
+        if current not in seen and current not in ignored:
+            seen.add(current)
+            todo += imports(current)
+    return seen
+
+
+# They say where files lie, how they are written and what a record holds; no number in a result comes from them.
+PLUMBING = {
+    ROOT / "rlprune" / name
+    for name in (
+        "__init__.py",
+        "errors.py",
+        "files.py",
+        "_torchvision.py",
+        "stages/__init__.py",
+        "stages/common.py",
+        "stages/record.py",
+    )
+}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "baseline", "search", "finetune", "tables"])
+def test_stage_depends_on_the_modules_that_it_imports(stage):
+    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
+    files = set()
+    for dep in declared:
+        if dep.startswith("rlprune"):
+            path = ROOT / dep
+            files |= set(path.glob("*.py")) if path.is_dir() else {path}
+    assert files, stage
+    assert all(path.exists() for path in files)
+    own = ROOT / "rlprune" / "stages" / f"{stage}.py"
+    other_stages = set((ROOT / "rlprune" / "stages").glob("*.py")) - {own}
+    used = closure(own, frozenset(PLUMBING | other_stages)) - PLUMBING
+    assert files == used
+
+
+def test_figures_need_no_torch():
+    code = "import sys, rlprune.stages.tables; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_public_names_exist():
+    import rlprune
+
+    for name in rlprune.__all__:
+        assert getattr(rlprune, name) is not None
+    with pytest.raises(AttributeError):
+        rlprune.nothing  # noqa: B018
+
+
+def test_no_machine_path_in_tracked_files():
+    listed = subprocess.run(
+        ["git", "grep", "-nIE", r"/(root|home|work|tmp)/[a-z]", "--", "."], cwd=ROOT, capture_output=True
+    )
+    assert listed.stdout.decode() == ""

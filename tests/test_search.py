@@ -1,0 +1,172 @@
+"""The search: within budget, alive from the start, repeatable, resumable after SIGKILL; results that last."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rlprune import Budget, costs, data, load, masking, networks, peers, prune, trace
+from rlprune.errors import InputError
+from rlprune.training import Training, accuracy
+
+SMALL = {"images": 150, "recalibration": 150}
+
+
+def search(trained, digits, **changes):
+    settings = {"episodes": 30, "evaluation": SMALL, "progress": False, **changes}
+    return prune(trained, digits.example, [Budget(costs.parameters, 0.1)], digits, **settings)
+
+
+def deterministic(history):
+    return history.drop(columns="seconds")
+
+
+@pytest.fixture(scope="module")
+def found(_trained, digits):
+    return search(_trained, digits)
+
+
+def test_what_is_returned_meets_the_budget(found, trained, digits):
+    kept = sum(p.numel() for p in found.network.parameters())
+    unpruned = sum(p.numel() for p in trained.parameters())
+    assert kept <= 0.1 * unpruned
+    assert found.costs["parameters"]["value"] == kept
+    assert [int(m.sum()) for m in found.masks] == [kept for kept, _ in found.widths.values()]
+
+
+def test_history_has_a_row_per_episode(found):
+    history = found.history
+    assert list(history["episode"]) == list(range(1, 31))
+    assert list(history["steps"]) == [4 * e for e in history["episode"]]
+    assert history["best"].is_monotonic_increasing
+    assert history["best"].iloc[-1] == found.reward
+    assert {"reward", "mean_action", "parameters", "lambda_parameters", "seconds"} <= set(history)
+
+
+def test_reward_is_alive_from_the_first_episode(found):
+    assert found.history["reward"][:20].mean() > 20  # chance is 10
+
+
+def test_same_seed_same_search(found, trained, digits):
+    again, other = search(trained, digits), search(trained, digits, seed=1)
+    pd.testing.assert_frame_equal(deterministic(again.history), deterministic(found.history))
+    assert all(torch.equal(a, b) for a, b in zip(again.masks, found.masks, strict=True))
+    assert not deterministic(other.history).equals(deterministic(found.history))
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from rlprune import data, networks
+from test_search import search
+torch.set_num_threads(1)
+network = networks.VGG([16, "M", 32, "M", 32, 32, "M"])
+network.load_state_dict(torch.load({weights!r}, weights_only=True))
+search(network.eval(), data.load("digits", validation=0.2), checkpoint=Path({path!r}))
+"""
+
+
+def test_killed_search_ends_as_if_never_stopped(found, trained, digits, tmp_path):
+    path, weights = tmp_path / "search.pt", tmp_path / "weights.pt"
+    torch.save(trained.state_dict(), weights)
+    script = KILLED.format(tests=os.path.dirname(__file__), weights=str(weights), path=str(path))
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    rows = len(torch.load(path, weights_only=True)["rows"])
+    assert 0 < rows < 30
+    resumed = search(trained, digits, checkpoint=path)
+    pd.testing.assert_frame_equal(deterministic(resumed.history), deterministic(found.history))
+    assert all(torch.equal(a, b) for a, b in zip(resumed.masks, found.masks, strict=True))
+    assert resumed.evaluations == 30
+    with pytest.raises(InputError, match="belongs to another run"):
+        search(trained, digits, seed=5, checkpoint=path)
+
+
+def test_budget_out_of_reach_is_refused_before_the_search(trained, digits):
+    start = time.perf_counter()
+    with pytest.raises(InputError, match="cannot be met: with 1 .* still costs 82") as error:
+        prune(trained, digits.example, [Budget(costs.parameters, 1e-4)], digits, episodes=10**6)
+    assert time.perf_counter() - start < 10
+    assert "\n" not in str(error.value)
+
+
+def test_bad_options(trained, digits):
+    with pytest.raises(InputError, match="at least 1 episode"):
+        search(trained, digits, episodes=0)
+    with pytest.raises(InputError, match="Unknown option of the agent"):
+        search(trained, digits, agent={"learning_speed": 1})
+    with pytest.raises(InputError, match="Unknown way to fit"):
+        search(trained, digits, fit_budget="magic")
+
+
+def test_finetuning_is_part_of_the_call_if_asked_for(trained, digits, found):
+    tuned = search(trained, digits, episodes=5, finetune=Training(epochs=3, batch_size=64, learning_rate=0.05))
+    before = accuracy(found.network, digits, digits.validation)
+    assert accuracy(tuned.network, digits, digits.validation) > before
+
+
+def test_uniform_is_the_widest_network_that_fits(trained, digits):
+    result = peers.uniform(trained, digits.example, [Budget(costs.parameters, 0.3)], digits, evaluation=SMALL)
+    shares = [kept / size for kept, size in result.widths.values()]
+    assert max(shares) - min(shares) < 0.07  # rounding down
+    assert 0.27 < result.costs["parameters"]["share"] <= 0.3
+    assert result.evaluations == 1
+    groups = trace(trained, digits.example)
+    wider = [torch.ones(g.size, dtype=torch.bool) for g in groups]
+    for mask, (kept, _) in zip(wider, result.widths.values(), strict=True):
+        mask[min(kept + 1, len(mask)) :] = False
+    assert costs.parameters(masking.slim(trained, groups, wider), digits.example) > result.costs["parameters"]["limit"]
+
+
+def test_saved_result_loads_again(tmp_path, digits):
+    network = networks.build("resnet20").eval()
+    result = peers.uniform(network, digits.example, [Budget(costs.parameters, 0.2)], digits, evaluation=SMALL)
+    result.save(tmp_path / "r")
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["history.csv", "pruning.json", "weights.pt"]
+    again = load(tmp_path / "r")
+    images = digits.normalise(digits.test.images[:8])
+    assert torch.equal(again.network(images), result.network(images))
+    assert again.costs == result.costs
+    assert again.widths == result.widths
+    (tmp_path / "r" / "weights.pt").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(InputError, match="is cut off or holds no weights"):
+        load(tmp_path / "r")
+    torch.save(networks.build("resnet20").state_dict(), tmp_path / "r" / "weights.pt")
+    with pytest.raises(InputError, match="weights of another network"):
+        load(tmp_path / "r")
+    with pytest.raises(InputError, match="There is no"):
+        load(tmp_path / "absent")
+
+
+def test_own_network_needs_its_architecture_to_load(found, trained, tmp_path, digits):
+    found.save(tmp_path)
+    with pytest.raises(InputError, match="a pruned network of your own"):
+        load(tmp_path)
+    images = digits.normalise(digits.test.images[:8])
+    assert torch.allclose(load(tmp_path, trained).network(images), found.network(images), atol=1e-6)
+
+
+def test_exported_onnx_computes_the_same(found, tmp_path, digits):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = found.export_onnx(tmp_path / "slim.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = digits.normalise(digits.test.images[:5])
+    (logits,) = session.run(None, {"images": images.numpy(force=True).astype(np.float32)})
+    assert np.abs(logits - found.network(images).detach().numpy()).max() < 1e-4
+    assert path.stat().st_size < 4.5 * sum(p.numel() for p in found.network.parameters()) + 10000
+
+
+def test_three_lines_for_own_images(trained, digits):
+    own = data.from_tensors(digits.train.images, digits.train.labels)
+    result = prune(trained, own.example, [Budget("macs", 0.3)], own, episodes=5, progress=False, evaluation=SMALL)
+    assert result.costs["macs"]["share"] <= 0.3

@@ -1,0 +1,155 @@
+"""Training: it learns, repeats itself, and goes on where it was killed."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import torch
+
+from rlprune import files, networks, training
+from rlprune.errors import InputError
+from rlprune.training import Training, accuracy, fit
+
+SCHEDULE = Training(epochs=3, batch_size=16, learning_rate=0.05)
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    return networks.VGG([8, "M", 16, "M", 16, "M"], classes=10)
+
+
+def state_equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_learns_digits(digits):
+    network = small()
+    before = accuracy(network, digits, digits.validation)
+    history = fit(network, digits, SCHEDULE, progress=None)
+    assert list(history["epoch"]) == [1, 2, 3]
+    assert before < 30
+    assert history["validation_accuracy"].iloc[-1] > 80
+    assert history["loss"].is_monotonic_decreasing
+    assert accuracy(network, digits, digits.validation) == history["validation_accuracy"].iloc[-1]
+
+
+def test_same_seed_same_network(digits):
+    a, b, c = small(), small(), small()
+    fit(a, digits, SCHEDULE, seed=1, progress=None)
+    fit(b, digits, SCHEDULE, seed=1, progress=None)
+    fit(c, digits, SCHEDULE, seed=2, progress=None)
+    assert state_equal(a, b)
+    assert not state_equal(a, c)
+
+
+def test_stopped_run_ends_as_if_never_stopped(digits, tmp_path, monkeypatch):
+    whole, part = small(), small()
+    expected = fit(whole, digits, SCHEDULE, progress=None)
+    path = tmp_path / "run.pt"
+    real = training._epoch
+
+    def stop_in_second(*args):
+        if path.exists():
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, "_epoch", stop_in_second)
+    with pytest.raises(KeyboardInterrupt):
+        fit(part, digits, SCHEDULE, checkpoint=path, progress=None)
+    monkeypatch.undo()
+    fresh = small(seed=9)  # what it starts from must not matter
+    history = fit(fresh, digits, SCHEDULE, checkpoint=path, progress=None)
+    assert state_equal(whole, fresh)
+    numbers = ["epoch", "loss", "train_accuracy", "validation_accuracy"]
+    pd.testing.assert_frame_equal(history[numbers], expected[numbers])
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_foreign_and_broken_checkpoints_are_one_sentence(digits, tmp_path):
+    path = tmp_path / "run.pt"
+    fit(small(), digits, dataclasses.replace(SCHEDULE, epochs=1), checkpoint=path, progress=None)
+    with pytest.raises(InputError, match="belongs to another run"):
+        fit(small(), digits, SCHEDULE, checkpoint=path, progress=None)
+    with pytest.raises(InputError, match="belongs to another run"):
+        fit(networks.VGG([8, "M"], 10), digits, dataclasses.replace(SCHEDULE, epochs=1), checkpoint=path, progress=None)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is cut off"):
+        fit(small(), digits, SCHEDULE, checkpoint=path, progress=None)
+
+
+def test_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"run": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="no checkpoint of rlprune"):
+        files.read_checkpoint(tmp_path / "evil.pt", "x")
+
+
+def test_distillation_pulls_towards_the_teacher(digits, trained):
+    schedule = Training(epochs=1, batch_size=64, learning_rate=0.02, label_smoothing=0.0)
+    images = digits.normalise(digits.validation.images)
+    target = trained(images).softmax(1)
+    distance = {}
+    for share in (0.0, 0.9):
+        network = small()
+        fit(network, digits, dataclasses.replace(schedule, distillation=share), teacher=trained, progress=None)
+        distance[share] = (network(images).softmax(1) - target).abs().sum(1).mean().item()
+    assert distance[0.9] < distance[0.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"epochs": 0}, "at least 1 epoch"),
+        ({"learning_rate": -1.0}, "learning rate above 0"),
+        ({"distillation": 2.0}, "distillation must lie in"),
+        ({"epoch": 3}, "Unknown training parameter 'epoch'"),
+    ],
+)
+def test_bad_schedule(values, fault):
+    with pytest.raises(InputError, match=fault):
+        Training.of(values)
+
+
+def test_too_few_images_for_a_batch(digits):
+    with pytest.raises(InputError, match="lower batch_size"):
+        fit(small(), digits, dataclasses.replace(SCHEDULE, batch_size=5000), progress=None)
+
+
+def test_nothing_half_written_stays(tmp_path):
+    def write(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.write_atomically(tmp_path / "file.txt", write)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("vgg11", 9_228_362), ("vgg16", 14_724_042), ("vgg19", 20_035_018), ("resnet18", 11_173_962)],
+)
+def test_networks_have_the_sizes_of_the_field(name, parameters):
+    network = networks.build(name)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet20", 0.27), ("resnet56", 0.86), ("resnet34", 21.3)])
+def test_other_networks(name, millions):
+    assert sum(p.numel() for p in networks.build(name).parameters()) / 1e6 == pytest.approx(millions, abs=0.02)
+
+
+def test_build_is_seeded_and_leaves_the_global_generator_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    a, b = networks.build("resnet20", seed=1), networks.build("resnet20", seed=1)
+    assert torch.equal(torch.rand(1), expected)
+    assert state_equal(a, b)
+    assert not state_equal(a, networks.build("resnet20", seed=2))
+    with pytest.raises(InputError, match="Unknown network 'vgg12'"):
+        networks.build("vgg12")
