@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import functools
 
 import pytest
@@ -25,7 +26,7 @@ class Mixed(nn.Module):
         super().__init__()
         self.a = nn.Conv2d(3, 8, 3, padding=1)
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.norm = nn.BatchNorm2d(8)
+        self.norm = nn.BatchNorm2d(8, eps=0)  # a variance of zero would not do
         self.b = nn.Conv2d(8, 6, 3, padding=1)
         self.prelu = nn.PReLU(6)
         self.c = nn.Conv2d(14, 5, 3, stride=2, padding=1)
@@ -180,6 +181,21 @@ def test_slim_is_physically_small_and_describes_itself():
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     again = trace(small, IMAGES)
     assert [group.size for group in again] == [2] * len(groups)
+
+
+def test_positions_may_be_listed_in_any_order():
+    network, groups = case("mixed")
+    masks = random_masks(groups, 4)
+    turned = [
+        dataclasses.replace(
+            group,
+            slices=tuple(
+                dataclasses.replace(part, index=part.index.flip(0), source=part.source.flip(0)) for part in group.slices
+            ),
+        )
+        for group in groups
+    ]
+    assert torch.equal(slim(network, turned, masks)(IMAGES), slim(network, groups, masks)(IMAGES))
 
 
 @pytest.mark.parametrize("kept", [0.5, 1.0])

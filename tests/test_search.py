@@ -13,7 +13,7 @@ import torch
 
 from rlprune import Budget, costs, data, load, masking, networks, peers, prune, trace
 from rlprune.errors import InputError
-from rlprune.training import Training, accuracy
+from rlprune.training import Training, accuracy, fit
 
 SMALL = {"images": 150, "recalibration": 150}
 
@@ -49,8 +49,14 @@ def test_history_has_a_row_per_episode(found):
     assert {"reward", "mean_action", "parameters", "lambda_parameters", "seconds"} <= set(history)
 
 
-def test_reward_is_alive_from_the_first_episode(found):
-    assert found.history["reward"][:20].mean() > 20  # chance is 10
+def test_reward_is_alive_from_the_first_episode(digits):
+    network = networks.VGG([64, "M", 128, "M", 128, 128, "M"])
+    fit(network, digits, Training(epochs=3, batch_size=32, learning_rate=0.05), progress=None)
+    evaluation = {"images": 287, "recalibration": 250}
+    history = search(network, digits, episodes=20, evaluation=evaluation).history
+    assert history["reward"].mean() > 20  # chance is 10
+    dead = search(network, digits, episodes=20, evaluation={**evaluation, "recalibration": 0}).history
+    assert history["reward"].mean() > dead["reward"].mean() + 5
 
 
 def test_same_seed_same_search(found, trained, digits):
