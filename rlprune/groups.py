@@ -118,19 +118,14 @@ def trace(network: nn.Module, example_input: Tensor) -> FilterGroups:
     _check_example(network, example_input)
     order: dict[nn.Module, int] = {}
     try:
-        with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
             # frozen weights leave no trace in autograd; the twin's share memory with them but ask for gradients
             leaves = {id(p): nn.Parameter(p.detach(), requires_grad=True) for p in network.parameters()}
             twin = rebuild(network, dict(leaves))
             for module in twin.modules():
                 module.register_forward_hook(lambda m, *_: order.update({m: order.get(m, len(order))}))
             graph = torch_pruning.DependencyGraph().build_dependency(
-                twin,
-                example_input,
-                forward_fn=lambda model, x: model(x),
-                output_transform=_differentiable,
-                verbose=False,
+                twin, example_input, lambda model, x: model(x), _differentiable, verbose=False
             )
     except Exception as error:  # whatever the network's own code or the tracer raises
         raise InputError(f"The network cannot be traced: {_first_line(error)}.") from error
@@ -167,10 +162,7 @@ class _Unsafe(Exception):
 
 
 def _group(
-    graph: torch_pruning.DependencyGraph,
-    root: nn.Module,
-    names: dict[nn.Module, str],
-    taken: set[tuple[str, str, int]],
+    graph: torch_pruning.DependencyGraph, root: nn.Module, names: dict[nn.Module, str], taken: set[tuple[str, str, int]]
 ) -> FilterGroup | None:
     """All that is coupled with the filters of ``root``; None if they are the network's output."""
     if carriers(root, "out") is None:
@@ -247,13 +239,9 @@ def _trial(network: nn.Module, example_input: Tensor) -> tuple[nn.Module, Tensor
         trial = rebuild(network, memo).eval()
         shape = (2, *example_input.shape[1:])
         images = torch.empty(shape, dtype=dtype).uniform_(-1, 1, generator=generator).to(example_input.device)
-        try:
-            with torch.no_grad():
-                trial(images)
+        if not (failure := _failure(trial, images)):  # else a dtype may be fixed in the network's code
             return trial, images, tolerance
-        except Exception as error:  # a dtype fixed in the network's code: try the next
-            failure = error
-    raise InputError(f"The network cannot be tried with random weights: {_first_line(failure)}.") from failure
+    raise InputError(f"The network cannot be tried with random weights: {failure}.")
 
 
 @torch.no_grad()
@@ -267,10 +255,22 @@ def _disagreement(trial: nn.Module, images: Tensor, tolerance: float, groups: li
         with masked(trial, groups, masks):
             expected = trial(images)
         error = (small(images) - expected).abs().max() / expected.abs().max()
-        small.train()(images)  # a branch may run in training only
     except Exception as failure:  # whatever the network's code raises at other widths
         return f"without some of its filters the network fails ({_first_line(failure)})"
+    # a branch may run in training only
+    if (failure := _failure(small.train(), images)) and not _failure(rebuild(trial, {}).train(), images):
+        return f"without some of its filters the network fails in training ({failure})"
     return None if error <= tolerance else "the network without its filters and with them masked differ"
+
+
+@torch.no_grad()
+def _failure(network: nn.Module, images: Tensor) -> str | None:
+    """What a forward pass raises, if it does."""
+    try:
+        network(images)
+    except Exception as error:  # whatever the network's own code raises
+        return _first_line(error)
+    return None
 
 
 def _check_example(network: nn.Module, example_input: Tensor) -> None:
@@ -296,5 +296,5 @@ def _check_example(network: nn.Module, example_input: Tensor) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind if it has none."""
+    """The first line of an error's message, or its kind."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

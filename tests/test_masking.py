@@ -26,7 +26,7 @@ class Mixed(nn.Module):
         super().__init__()
         self.a = nn.Conv2d(3, 8, 3, padding=1)
         self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.norm = nn.BatchNorm2d(8, eps=0)  # a variance of zero would not do
+        self.norm = nn.BatchNorm2d(8)
         self.b = nn.Conv2d(8, 6, 3, padding=1)
         self.prelu = nn.PReLU(6)
         self.c = nn.Conv2d(14, 5, 3, stride=2, padding=1)
@@ -183,6 +183,16 @@ def test_slim_is_physically_small_and_describes_itself():
     assert [group.size for group in again] == [2] * len(groups)
 
 
+def test_a_batch_norm_without_eps():
+    """It cannot train, which is no fault of the groups; a masked variance of zero would give NaN."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, eps=0), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    network = nn.Sequential(network, nn.Linear(4, 2)).eval()
+    groups = trace(network, IMAGES)
+    masks = [torch.tensor([True, False, True, False])]
+    with masked(network, groups, masks):
+        torch.testing.assert_close(network(IMAGES), slim(network, groups, masks)(IMAGES))
+
+
 def test_positions_may_be_listed_in_any_order():
     network, groups = case("mixed")
     masks = random_masks(groups, 4)
@@ -311,6 +321,9 @@ def test_scores_rank_by_the_weights_of_all_layers():
         assert found[0].argmin() == 5
         assert found[0].argmax() == best
         assert found[0].mean().item() == pytest.approx(1)
+    plain, groups_of_plain = case("vgg11")  # one convolution per group: what it makes counts, not what reads it
+    norms = plain.features[0].weight.abs().sum((1, 2, 3))
+    torch.testing.assert_close(scores(plain, groups_of_plain, "magnitude")[0], (norms / norms.mean()).detach())
     with pytest.raises(InputError, match="magnitude, batchnorm"):
         scores(network, groups, "luck")
     with pytest.raises(InputError, match="Group b has no batch norm"):
