@@ -190,9 +190,6 @@ class Predictor:
         return lengths[self._first] * lengths[self._second]
 
 
-predictor = Predictor  # called for what it returns, like the functions below
-
-
 def smallest(
     network: nn.Module, groups: FilterGroups, example_input: Tensor, budget: Budget, minimum: int = 1
 ) -> float:

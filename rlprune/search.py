@@ -24,6 +24,8 @@ from rlprune.groups import trace
 from rlprune.result import PruningResult
 from rlprune.training import Training, fit
 
+EPISODES_PER_UPDATE = 10
+
 
 def prune(
     network: nn.Module,
@@ -49,7 +51,7 @@ def prune(
         budgets: all of them are met by what is returned, measured on it.
         data: its training split recalibrates batch norm, its validation split gives
             the reward; its test split is not touched.
-        episodes: pruned networks that the agent decides on.
+        episodes: pruned networks that the agent decides on, rounded up to whole updates of `EPISODES_PER_UPDATE`.
         action: see `rlprune.env.ACTIONS`.
         seed: of the agent.
         criterion: which filters of a group stay, see `rlprune.importance.scores`.
@@ -70,7 +72,7 @@ def prune(
     groups = trace(network, example_input)
     evaluator = Evaluator(network, groups, data, **(evaluation or {}))
     env = PruningEnv(network, example_input, budgets, evaluator, action, groups, criterion, fit_budget)
-    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=_options(env, agent or {}))
+    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=_options(env, episodes, agent or {}))
     run = _fingerprint(env, data, asdict(ppo.options), [episodes, seed, criterion, fit_budget, evaluation])
     log = _Log(env, episodes, progress)
     path = Path(checkpoint) if checkpoint is not None else None
@@ -111,17 +113,17 @@ def prune(
     return result
 
 
-def _options(env: PruningEnv, given: dict[str, Any]) -> PPOOptions:
+def _options(env: PruningEnv, episodes: int, given: dict[str, Any]) -> PPOOptions:
     """The agent's options: short episodes and few of them want larger steps than the paper's."""
     shares = [width / size for width, size in zip(env.candidates.uniform(), env.candidates.sizes, strict=True)]
     own = {
-        "steps_per_update": 10 * len(env.groups),
+        "steps_per_update": min(EPISODES_PER_UPDATE, episodes) * len(env.groups),
         "whole_episodes": True,
         "learning_rate": 3e-3,
         "gamma": 1.0,
         "initial_log_std": -1.5,
         "initial_action": float(sum(shares) / len(shares)),
-        "lambda_learning_rate": 0.1,
+        "multiplier": "pid",
     }
     try:
         return PPOOptions(**{**own, **given})
@@ -138,10 +140,11 @@ class _Log:
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, Any] | None = None
         self.taken = 0  # of env.episodes
+        self.multipliers: list[float] = []  # λ under which the next episodes are played
         self.bar = tqdm(total=episodes, desc="search", disable=not progress)
 
     def take(self, agent: LagrangianPPO) -> None:
-        """Add the episodes that have ended since the last call, with the agent's current λ."""
+        """Add the episodes that have ended since the last call, with the λ under which they were played."""
         for episode in self.env.episodes[self.taken :]:
             if episode["feasible"] and (self.best is None or episode["reward"] > self.best["reward"]):
                 self.best = {"reward": episode["reward"], "widths": episode["widths"]}
@@ -152,10 +155,11 @@ class _Log:
                 "mean_action": sum(episode["shares"]) / len(episode["shares"]),
             }
             row |= dict(zip(self.names, episode["asked"], strict=True))
-            row |= {f"lambda_{name}": float(x) for name, x in zip(self.names, agent.multipliers, strict=True)}
+            row |= {f"lambda_{name}": x for name, x in zip(self.names, self.multipliers, strict=True)}
             row |= {"best": self.best["reward"] if self.best else float("nan"), "seconds": episode["seconds"]}
             self.rows.append(row)
         self.taken = len(self.env.episodes)
+        self.multipliers = agent.multipliers.tolist()
         self._show()
 
     def _show(self) -> None:
@@ -165,7 +169,7 @@ class _Log:
             figures = {"reward": f"{sum(r['reward'] for r in last) / len(last):.1f}"}
             for name in self.names:
                 figures[name] = f"{sum(r[name] for r in last) / len(last):.1f} %"
-                figures[f"λ {name}"] = f"{last[-1][f'lambda_{name}']:.2f}"
+                figures[f"λ {name}"] = f"{last[-1][f'lambda_{name}']:.3f}"
             self.bar.set_postfix(best=f"{last[-1]['best']:.1f}", **figures)
 
     def state(self) -> dict[str, Any]:

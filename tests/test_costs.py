@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlprune import costs
-from rlprune.costs import Budget, check_reachable, predictor, smallest, table
+from rlprune.costs import Budget, Predictor, check_reachable, smallest, table
 from rlprune.errors import InputError
 from rlprune.masking import slim, widths
 
 IMAGES = torch.zeros(2, 3, 32, 32)
-predicted = functools.cache(lambda name: predictor(*case(name), IMAGES))
+predicted = functools.cache(lambda name: Predictor(*case(name), IMAGES))
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet18", "resnet50", "mixed"])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rlprune.costs import predictor
+from rlprune.costs import Predictor
 from rlprune.errors import InputError
 from rlprune.groups import trace
 from rlprune.importance import scores
@@ -93,7 +93,7 @@ def compare(name, seed):
     assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert torch.equal(full, after)
     assert unchanged(network, before)
-    count = predictor(network, groups, IMAGES).parameters(widths(masks))
+    count = Predictor(network, groups, IMAGES).parameters(widths(masks))
     assert sum(p.numel() for p in small.parameters()) == count
     if seed == 0:  # one filter in every group: something must have happened
         assert not torch.allclose(expected, full, rtol=1e-2)
