@@ -50,7 +50,7 @@ class Candidates:
         groups: FilterGroups,
         example_input: Tensor,
         budgets: Sequence[Budget],
-        criterion: str = "batchnorm",
+        criterion: str = "magnitude",
         minimum: int = 1,
     ) -> None:
         self.network, self.groups, self.example_input = network, groups, example_input

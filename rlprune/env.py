@@ -82,7 +82,7 @@ class PruningEnv(gymnasium.Env):
         reward: Callable[[list[Tensor]], float],
         action: str = "layerwise",
         groups: FilterGroups | None = None,
-        criterion: str = "batchnorm",
+        criterion: str = "magnitude",
         fit: str = "shrink",
         minimum: int = 1,
     ) -> None:

@@ -12,7 +12,7 @@ from rlprune.masking import carriers
 CRITERIA = ["magnitude", "batchnorm"]
 
 
-def scores(network: nn.Module, groups: Sequence[FilterGroup], criterion: str = "batchnorm") -> list[Tensor]:
+def scores(network: nn.Module, groups: Sequence[FilterGroup], criterion: str = "magnitude") -> list[Tensor]:
     """One score per filter of each group; the higher, the more it matters.
 
     Args:

@@ -35,7 +35,7 @@ def prune(
     episodes: int = 200,
     action: str = "layerwise",
     seed: int = 0,
-    criterion: str = "batchnorm",
+    criterion: str = "magnitude",
     fit_budget: str = "shrink",
     evaluation: dict[str, Any] | None = None,
     agent: dict[str, Any] | None = None,
@@ -121,7 +121,7 @@ def _options(env: PruningEnv, episodes: int, given: dict[str, Any]) -> PPOOption
         "whole_episodes": True,
         "learning_rate": 3e-3,
         "gamma": 1.0,
-        "initial_log_std": -1.5,
+        "initial_log_std": -2.2,
         "initial_action": float(sum(shares) / len(shares)),
         "multiplier": "pid",
     }

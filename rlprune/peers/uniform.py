@@ -19,7 +19,7 @@ def uniform(
     budgets: Sequence[Budget],
     data: Dataset,
     seed: int = 0,
-    criterion: str = "batchnorm",
+    criterion: str = "magnitude",
     evaluation: dict[str, Any] | None = None,
 ) -> PruningResult:
     """Keep the same share of every group's filters; see `rlprune.prune` for the arguments.
