@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.command == "fetch":
-            print(importlib.import_module("rlprune.data").fetch(given.name) or "digits comes with scikit-learn")
+            sources = importlib.import_module("rlprune.sources")
+            print(sources.fetch(given.name) or "digits comes with scikit-learn")
         elif given.command == "show":
             print(importlib.import_module("rlprune.stages.tables").show(given.name))
         elif given.command == "check":

@@ -143,10 +143,7 @@ def mlp(sizes: Sequence[int], last_gain: float, generator: torch.Generator) -> n
 
 
 class GaussianPolicy(nn.Module):
-    """Independent normal distributions: the mean from an MLP, one learned spread per action.
-
-    Everything is per row: observations (N, O), actions (N, A).
-    """
+    """Independent normals: the mean from an MLP, one learned spread per action; rows (N, O) → (N, A)."""
 
     def __init__(self, sizes: Sequence[int], log_std: float, first: Tensor, generator: torch.Generator) -> None:
         """``sizes`` from observation to action; ``log_std`` to begin with; ``first`` (A,): the mean to begin with."""

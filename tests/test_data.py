@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlprune import data
+from rlprune import data, sources
 from rlprune.errors import InputError
 
 
@@ -86,6 +86,7 @@ def test_npz_round_trip_and_hash(tmp_path):
     loaded = data.load("cifar10", tmp_path, validation=0.25)
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (15, 5, 10)
     assert loaded.flip
+    assert loaded.source == "a file cifar10.npz of unrecorded origin"
     content["test_images"][0, 0, 0, 0] ^= 1
     np.savez(tmp_path / "cifar10.npz", **content)
     assert data.load("cifar10", tmp_path).sha256 != loaded.sha256
@@ -138,7 +139,7 @@ def test_no_network_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
     for name in ("cifar10", "svhn"):
         with pytest.raises(InputError, match=f"{name} is neither in .* nor to be had .* set RLPRUNE_DATA"):
-            data.fetch(name, tmp_path / name)
+            sources.fetch(name, tmp_path / name)
         assert not [path for path in (tmp_path / name).rglob("*") if path.is_file()]
 
 
@@ -154,24 +155,25 @@ def test_official_images_become_the_four_arrays(tmp_path, monkeypatch):
             self.targets = content[f"{split}_labels"].tolist()
 
     monkeypatch.setattr(torchvision().datasets, "CIFAR10", Official)
-    path = data.fetch("cifar10", tmp_path)
-    read = data.read_npz(path)
-    assert all(np.array_equal(read[name], content[name]) for name in data.ARRAYS)
+    path = sources.fetch("cifar10", tmp_path)
+    read = sources.read_npz(path)
+    assert all(np.array_equal(read[name], content[name]) for name in sources.ARRAYS)
+    assert data.load("cifar10", tmp_path).source == sources.OFFICIAL
     assert [p.name for p in tmp_path.iterdir()] == ["cifar10.npz"]
 
 
 def test_data_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("RLPRUNE_DATA", str(tmp_path))
-    assert data.data_folder() == tmp_path
+    assert sources.data_folder() == tmp_path
     monkeypatch.delenv("RLPRUNE_DATA")
-    assert str(data.data_folder()) == "data"
+    assert str(sources.data_folder()) == "data"
 
 
 def test_copy_of_cifar10_says_what_it_is(cifar_folder):
     dataset = data.load("cifar10", cifar_folder, validation=0.05)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (47500, 2500, 10000)
     assert torch.equal(torch.bincount(dataset.test.labels), torch.full((10,), 1000))
-    if dataset.sha256 in data.KNOWN_COPIES:
+    if dataset.sha256 in sources.KNOWN_COPIES:
         assert "104 of 60,000 images" in dataset.source
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from rlprune.data import NAMES as DATASETS
 from rlprune.errors import InputError, one_of
 from rlprune.networks import NAMES as NETWORKS
+from rlprune.sources import NAMES as DATASETS
 from rlprune.stages import baseline, finetune, search
 from rlprune.stages.common import project
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
-from rlprune.data import Dataset, fetch, load
+from rlprune.data import Dataset, load
 from rlprune.errors import InputError
 from rlprune.files import read_json, write_json
+from rlprune.sources import data_folder, fetch
 from rlprune.stages.common import Project, device, project
 
 
@@ -15,8 +16,8 @@ def run(name: str, root: str | Path | None = None) -> dict[str, Any]:
     """Fetch the dataset if need be; write ``results/data/<name>.json``: source, content hash, splits."""
     here = project(root)
     entry = here.entry("datasets", name)
-    fetch(name)
-    dataset = load(name, validation=entry["validation"], seed=entry["seed"])
+    fetch(name, data_folder(here.root))
+    dataset = load(name, data_folder(here.root), entry["validation"], entry["seed"])
     record = dataset.describe()
     for split in ("train", "validation", "test"):
         counts = torch.bincount(getattr(dataset, split).labels, minlength=dataset.classes)
@@ -33,7 +34,7 @@ def dataset(here: Project, name: str) -> Dataset:
     """
     entry = here.entry("datasets", name)
     recorded = read_json(_path(here, name))
-    loaded = load(name, validation=entry["validation"], seed=entry["seed"], device=device())
+    loaded = load(name, data_folder(here.root), entry["validation"], entry["seed"], device())
     if loaded.sha256 != recorded["sha256"]:
         raise InputError(
             f"The files of {name} are not those that were prepared: run `python -m rlprune prepare {name}` again, or "
