@@ -32,7 +32,7 @@ quick cifar10: install
 	@$(BIN)/python -m rlprune show $@
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check --quiet .
