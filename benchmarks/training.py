@@ -15,7 +15,8 @@ import time
 import torch
 from torch.nn import functional as F
 
-from rlprune import data, networks, training
+from rlprune import networks, training
+from rlprune.own import from_tensors
 from rlprune.stages.common import environment
 
 BATCH, STEPS, PAIRS = 128, 20, 7
@@ -48,7 +49,7 @@ def main():
     count = round(BATCH * STEPS / 0.98)
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
     classes = torch.randint(0, 10, (count,), generator=generator)
-    dataset = data.from_tensors(pixels, classes, validation=0.02, flip=True).to(device)
+    dataset = from_tensors(pixels, classes, validation=0.02, flip=True, crop=4).to(device)
     print(environment(device))
     print("| network | bare loop, images/s | fit, images/s | fit / bare (median, min–max) |\n|---|---|---|---|")
     for name in sys.argv[1:] or ["vgg11", "resnet18"]:

@@ -23,7 +23,7 @@ _HOME = {
     "Training": "training",
     "InputError": "errors",
 }
-_MODULES = {"costs", "data", "figures", "networks", "peers", "stages", "training"}
+_MODULES = {"costs", "data", "figures", "networks", "own", "peers", "stages", "training"}
 
 __all__ = [*_HOME, *sorted(_MODULES)]
 

@@ -5,8 +5,10 @@ shares become widths, widths become masks, and how a decision over budget is
 brought within it.
 """
 
+import itertools
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rlprune.costs import Budget, Predictor, check_reachable
+from rlprune.costs import Budget, Predictor, conditions
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator
 from rlprune.groups import FilterGroups
@@ -22,7 +24,9 @@ from rlprune.importance import scores
 from rlprune.masking import keep_top, slim
 from rlprune.result import PruningResult
 
-FITS = ["shrink", "scale", "none"]
+FITS = ["shrink", "scale", "wall", "none"]
+PROBES = 33  # uniform widths looked at where the smallest network is not within budget
+TRIES = 20  # ever smaller networks measured where a noisy cost refuses those that the search found
 
 
 class Candidates:
@@ -35,13 +39,15 @@ class Candidates:
         budgets: all of them are to be met.
         criterion: which filters of a group stay, see `rlprune.importance.scores`.
         minimum: filters that every group keeps at least.
+        multiple: what is kept of a group is a multiple of this, or all of it.
 
     Attributes:
         unpruned: cost of the unpruned network, one per budget.
         limits: the most that each cost may be, in the cost's own unit.
+        table: one row a budget: budget, limit, unpruned, largest and smallest (reachable), satisfiable.
 
     Raises:
-        InputError: a budget that cannot be met, with the smallest cost that can be reached.
+        InputError: nothing to prune, or budgets that cannot be met, with the smallest cost that can be reached.
     """
 
     def __init__(
@@ -52,20 +58,81 @@ class Candidates:
         budgets: Sequence[Budget],
         criterion: str = "magnitude",
         minimum: int = 1,
+        multiple: int = 1,
     ) -> None:
         self.network, self.groups, self.example_input = network, groups, example_input
-        self.budgets, self.minimum = list(budgets), minimum
-        table = check_reachable(network, groups, example_input, self.budgets, minimum)
-        self.unpruned, self.limits = table["unpruned"].to_numpy(float), table["limit"].to_numpy(float)
+        self.budgets, self.minimum, self.multiple = list(budgets), minimum, multiple
+        self._check()
         self.sizes = np.array([group.size for group in groups])
+        least = -(-max(minimum, 1) // multiple) * multiple
+        self.least = np.minimum(least, self.sizes).tolist()
         self.scores = scores(network, groups, criterion)
         self.predictor = Predictor(network, groups, example_input)
+        self._values: dict[tuple[int, ...], dict[int, float]] = {}
+        self._built: tuple[tuple[int, ...], nn.Module] | None = None
+        self.unpruned = np.array([budget.measure(network, example_input) for budget in self.budgets])
+        for budget, cost in zip(self.budgets, self.unpruned, strict=True):
+            if cost == 0:
+                raise InputError(f"The unpruned network's {budget.name} is 0 already: leave that budget out.")
+        shares = [budget.limit if budget.relative else None for budget in self.budgets]
+        self.limits = np.array(
+            [b.limit if s is None else s * u for b, s, u in zip(self.budgets, shares, self.unpruned, strict=True)]
+        )
+        self.table, self.anchor = self._reachable()
+
+    def _check(self) -> None:
+        if not self.budgets:
+            raise InputError("There is no budget: give one or more, such as Budget('parameters', 0.1).")
+        names = [budget.name for budget in self.budgets]
+        if len(set(names)) < len(names):
+            double = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"Two budgets are named {double!r}: give each a name of its own with Budget(…, name=…).")
+        if not len(self.groups):
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.groups.skipped[:3])
+            raise InputError(f"There is no filter to prune in this network{f' ({reasons})' if reasons else ''}.")
+        if self.minimum < 1 or self.multiple < 1:
+            raise InputError(
+                f"Every group must keep at least 1 filter and a multiple of at least 1, not minimum={self.minimum}, "
+                f"multiple={self.multiple}."
+            )
+
+    def _reachable(self) -> tuple[pd.DataFrame, list[int]]:
+        """The table, and widths that meet all budgets; `InputError` if none are found."""
+        largest, smallest = self.costs(self.sizes.tolist()), self.costs(self.least)
+        anchor = self.least if self.within(smallest) else None
+        if anchor is None:  # a cost of one's own need not fall with the widths
+            for share in np.linspace(1, 0, PROBES):
+                widths = self.widths(np.full(len(self.sizes), share))
+                costs = self.costs(widths)
+                smallest, largest = np.minimum(smallest, costs), np.maximum(largest, costs)
+                if anchor is None and self.within(costs):
+                    anchor = widths
+        columns = {
+            "budget": [budget.name for budget in self.budgets],
+            "limit": self.limits,
+            "unpruned": self.unpruned,
+            "largest": largest,
+            "smallest": smallest,
+            "satisfiable": smallest <= self.limits,
+        }
+        table = pd.DataFrame(columns)
+        for row in table[~table["satisfiable"]].itertuples():
+            raise InputError(
+                f"The budget of {row.limit:,.6g} on {row.budget} cannot be met: the smallest that can be reached is "
+                f"{row.smallest:,.6g} (unpruned {row.unpruned:,.6g}; every group keeps {self.minimum} filter(s) or "
+                "more). Raise the limit."
+            )
+        if anchor is None:
+            names = ", ".join(f"{row.budget} ≤ {row.limit:,.6g}" for row in table.itertuples())
+            raise InputError(f"The budgets contradict each other: no widths meet {names} at once. Raise one of them.")
+        return table, anchor
 
     def widths(self, shares: np.ndarray) -> list[int]:
-        """Filters kept per group for these shares, rounded down, at least `minimum`."""
+        """Filters kept per group for these shares, rounded down to `multiple`, at least `minimum`."""
+        shares = np.asarray(shares, dtype=np.float64)
         # the small addend keeps 0.3 · 10 from becoming 2
-        kept = np.floor(np.asarray(shares, dtype=np.float64) * self.sizes + 1e-6).astype(int)
-        return np.clip(kept, np.minimum(self.minimum, self.sizes), self.sizes).tolist()
+        kept = np.floor(shares * self.sizes / self.multiple + 1e-6).astype(int) * self.multiple
+        return np.clip(np.where(shares >= 1, self.sizes, kept), self.least, self.sizes).tolist()
 
     def masks(self, widths: list[int]) -> list[Tensor]:
         """Keep masks: the best filters of each group by the criterion."""
@@ -73,20 +140,34 @@ class Candidates:
 
     def costs(self, widths: list[int]) -> np.ndarray:
         """The cost of these widths, one per budget: computed where it can be, else measured on the slim network."""
-        network, values = None, []
-        for budget in self.budgets:
-            if budget.is_named("parameters"):
-                values.append(self.predictor.parameters(widths))
-            elif budget.is_named("macs"):
-                values.append(self.predictor.macs(widths))
-            else:
-                network = network or slim(self.network, self.groups, self.masks(widths))
-                values.append(budget.measure(network, self.example_input))
-        return np.array(values, dtype=np.float64)
+        return np.array([self._cost(number, widths) for number in range(len(self.budgets))], dtype=np.float64)
+
+    def _cost(self, number: int, widths: list[int]) -> float:
+        budget, key = self.budgets[number], tuple(widths)
+        if budget.is_named("parameters"):
+            return float(self.predictor.parameters(widths))
+        if budget.is_named("macs"):
+            return float(self.predictor.macs(widths))
+        known = self._values.setdefault(key, {})
+        if number not in known:
+            if self._built is None or self._built[0] != key:
+                self._built = key, slim(self.network, self.groups, self.masks(widths))
+            try:
+                known[number] = budget.measure(self._built[1], self.example_input)
+            except InputError as error:
+                fault = str(error).rstrip(".")
+                raise InputError(f"{fault}, on the candidate with widths {', '.join(map(str, widths))}.") from error
+        return known[number]
 
     def within(self, costs: np.ndarray) -> bool:
         """Whether these costs meet every budget."""
         return bool((costs <= self.limits).all())
+
+    def feasible(self, widths: list[int]) -> bool:
+        """Whether these widths meet every budget; nothing is measured if what can be computed is over already."""
+        computed = [budget.is_named("parameters") or budget.is_named("macs") for budget in self.budgets]
+        order = sorted(range(len(self.budgets)), key=lambda number: not computed[number])
+        return all(self._cost(number, widths) <= self.limits[number] for number in order)
 
     def fit(self, shares: np.ndarray, how: str = "shrink") -> list[int]:
         """Widths within budget, made from shares by one common factor.
@@ -94,74 +175,131 @@ class Candidates:
         Args:
             shares: of filters kept, one per group, in [0, 1].
             how: "shrink" leaves alone what is within budget and scales down what
-                is over it; "scale" also scales up what is below, so that all of the
-                budget is used; "none" takes the shares as they are.
+                is over it, and so does "wall", whose shares the environment has held
+                within budget before; "scale" also scales up what is below, so that all
+                of the budget is used; "none" takes the shares as they are.
         """
         one_of("way to fit a budget", how, FITS)
         shares = np.clip(np.asarray(shares, dtype=np.float64), 1e-3, 1.0)
         asked = self.widths(shares)
-        if how == "none" or (how == "shrink" and self.within(self.costs(asked))):
+        if how == "none" or (how != "scale" and self.feasible(asked)):
             return asked
-        low, high = 0.0, 1.0 if how == "shrink" else 1.0 / shares.min()
-        best = self.widths(np.zeros_like(shares))  # the smallest network: known to be within
-        for _ in range(16):
+        low, high = 0.0, 1.0 / shares.min() if how == "scale" else 1.0
+        best = self.anchor
+        # a measured cost takes a fraction of a second and is not exact to a hundredth
+        for _ in range(16 if self.predicted else 7):
             middle = (low + high) / 2
             widths = self.widths(np.minimum(middle * shares, 1.0))
-            if self.within(self.costs(widths)):
+            if self.feasible(widths):
                 low, best = middle, widths
             else:
                 high = middle
         return best
 
+    @property
+    def predicted(self) -> bool:
+        """Whether every cost follows from the widths without measuring."""
+        return all(budget.is_named("parameters") or budget.is_named("macs") for budget in self.budgets)
+
+    def wall(self, decided: Sequence[int]) -> int:
+        """The most filters that the next group may keep if the groups to come can still meet the budgets.
+
+        The action bound of AMC (He et al. 2018, section 3.2), for costs that fall with the widths.
+
+        Args:
+            decided: filters kept by the groups before.
+
+        Returns:
+            the width; the least one if even that is over budget.
+        """
+        index = len(decided)
+        rest = self.least[index + 1 :]
+        low, high = self.least[index], int(self.sizes[index])
+        if self.feasible([*decided, high, *rest]):
+            return high
+        while high - low > 1:  # low is taken to be within, high is not
+            middle = (low + high) // 2
+            if self.feasible([*decided, middle, *rest]):
+                low = middle
+            else:
+                high = middle
+        return max(low // self.multiple * self.multiple, self.least[index])
+
     def uniform(self) -> list[int]:
         """The widest network within budget that keeps the same share of every group."""
         return self.fit(np.ones(len(self.sizes)), "shrink")
 
-    def measured(self, network: nn.Module) -> dict[str, dict[str, float]]:
-        """The budgets' costs of a finished network, measured on it.
+    def measured(self, network: nn.Module) -> dict[str, dict[str, Any]]:
+        """The budgets' costs of a finished network, measured on it: twice, and where those differ five times.
 
         Returns:
-            name → {"value", "unpruned", "share" (value / unpruned), "limit"}.
+            name → {"value" (the median), "low", "high" (of the measurements), "unpruned",
+            "share" (value / unpruned), "limit"}; of a latency also device, threads and batch.
         """
-        report = {}
+        report: dict[str, dict[str, Any]] = {}
         for budget, unpruned, limit in zip(self.budgets, self.unpruned, self.limits, strict=True):
-            value = budget.measure(network, self.example_input)
+            values = [budget.measure(network, self.example_input) for _ in range(2)]
+            if values[0] != values[1]:
+                values += [budget.measure(network, self.example_input) for _ in range(3)]
+            value = statistics.median_high(values)
             report[budget.name] = {
                 "value": value,
+                "low": min(values),
+                "high": max(values),
                 "unpruned": float(unpruned),
                 "share": value / float(unpruned),
                 "limit": float(limit),
             }
+            if budget.is_named("latency"):
+                report[budget.name] |= conditions(self.example_input)
         return report
 
 
 def finish(
     candidates: Candidates,
-    masks: list[Tensor],
-    candidate: Callable[[list[Tensor]], nn.Module],
+    ranked: Sequence[list[int]],
+    evaluator: Evaluator,
     history: list[dict[str, Any]],
-    reward: float,
     evaluations: int,
     seconds: float,
     method: str,
 ) -> PruningResult:
-    """Build the network of the chosen masks, measure it, and refuse to return one over budget."""
-    network = candidate(masks)
-    costs = candidates.measured(network)
-    for name, cost in costs.items():
-        if cost["value"] > cost["limit"]:
-            raise InputError(
-                f"The network found costs {cost['value']:g} {name} when measured again, over the budget of "
-                f"{cost['limit']:g}: the cost is noisy; widen the budget or steady the measurement."
-            )
-    kept = {group.name: (int(mask.sum()), group.size) for group, mask in zip(candidates.groups, masks, strict=True)}
+    """Build the best decision that meets every budget when measured again, on the very network returned.
+
+    Args:
+        candidates: of the unpruned network.
+        ranked: widths decided on, the best first. A noisy cost may refuse them all: then the
+            best one is made smaller until it is accepted.
+        evaluator: makes the network of given masks, and knows its reward.
+        history: a row per candidate tried.
+        evaluations: candidates evaluated, for the record.
+        seconds: wall time, for the record.
+        method: its name, for the record.
+
+    Raises:
+        InputError: even the smallest networks are over budget when measured again.
+    """
+    shares = np.array(ranked[0]) / candidates.sizes
+    smaller = (candidates.widths(shares * 0.93**step) for step in range(1, TRIES + 1))
+    for widths in itertools.chain(ranked, smaller, [candidates.anchor]):
+        masks = candidates.masks(widths)
+        network = evaluator.candidate(masks)
+        costs = candidates.measured(network)
+        if all(cost["value"] <= cost["limit"] for cost in costs.values()):
+            break
+    else:
+        name, cost = next((name, cost) for name, cost in costs.items() if cost["value"] > cost["limit"])
+        raise InputError(
+            f"No network that was found costs at most {cost['limit']:g} {name} when measured again (the last one "
+            f"{cost['low']:g} to {cost['high']:g}): the cost is noisy; widen the budget or steady the measurement."
+        )
     return PruningResult(
         network=network,
         masks=masks,
         costs=costs,
         history=pd.DataFrame(history),
-        widths=kept,
-        reward=reward,
+        widths={group.name: (w, group.size) for group, w in zip(candidates.groups, widths, strict=True)},
+        reward=evaluator(masks),
         evaluations=evaluations,
         seconds=seconds,
         method=method,
@@ -181,4 +319,4 @@ def single(candidates: Candidates, evaluator: Evaluator, widths: list[int], meth
     for budget, percent in zip(candidates.budgets, 100 * candidates.costs(widths) / candidates.unpruned, strict=True):
         row[budget.name] = percent
     row["seconds"] = seconds
-    return finish(candidates, masks, evaluator.candidate, [row], reward, 1, seconds, method)
+    return finish(candidates, [widths], evaluator, [row], 1, seconds, method)

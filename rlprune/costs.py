@@ -1,4 +1,4 @@
-"""What a network costs, budgets on it, and costs of slim networks without building them.
+"""What a network costs, budgets on that, and costs of slim networks without building them.
 
 Every cost, your own too, is a function (network, example_input) -> float. It
 is measured in evaluation mode without gradients; the mode is given back.
@@ -18,15 +18,14 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlprune.errors import InputError, one_of
+from rlprune.errors import InputError, finite, one_of
 from rlprune.groups import FilterGroups
-from rlprune.masking import carriers, keep_top, slim
+from rlprune.masking import carriers
 
 Cost = Callable[[nn.Module, Tensor], float]
 
@@ -42,16 +41,44 @@ def macs(network: nn.Module, example_input: Tensor) -> float:
 
 
 def latency(network: nn.Module, example_input: Tensor, repeats: int = 20, warmup: int = 5) -> float:
-    """Milliseconds of a forward pass for the whole example input: the median of ``repeats`` after ``warmup``."""
-    times = []
+    """Milliseconds of a forward pass for the whole example input: the median of `timings`."""
+    return statistics.median(timings(network, example_input, repeats, warmup))
+
+
+def timings(
+    network: nn.Module, example_input: Tensor, repeats: int = 20, warmup: int = 5, seconds: float = 0.05
+) -> list[float]:
+    """Milliseconds of forward passes for the whole example input, after a warm-up.
+
+    Args:
+        network: in evaluation mode meanwhile, float32, with torch's own number of threads.
+        example_input: (N, …), on the network's device.
+        repeats: passes timed, at least.
+        warmup: passes before those.
+        seconds: timed altogether, at least: a small network runs more often.
+    """
+    times: list[float] = []
+    total = 0.0
     with _evaluation(network):
-        for _ in range(warmup + repeats):
+        for _ in range(warmup):
+            network(example_input)
+        while len(times) < repeats or total < seconds:
+            if example_input.is_cuda:  # a GPU is still at work when a call returns
+                torch.cuda.synchronize(example_input.device)
             start = time.perf_counter()
             network(example_input)
-            if example_input.is_cuda:  # a GPU is still at work when the call returns
+            if example_input.is_cuda:
                 torch.cuda.synchronize(example_input.device)
-            times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[warmup:])
+            times.append(1000 * (time.perf_counter() - start))
+            total += times[-1] / 1000
+    return times
+
+
+def conditions(example_input: Tensor) -> dict[str, Any]:
+    """What a latency holds for: device, threads and images at once."""
+    if example_input.is_cuda:
+        return {"device": torch.cuda.get_device_name(example_input.device), "batch": len(example_input)}
+    return {"device": "cpu", "threads": torch.get_num_threads(), "batch": len(example_input)}
 
 
 def peak_memory(network: nn.Module, example_input: Tensor) -> float:
@@ -125,17 +152,7 @@ class Budget:
                 value = self.cost(network, example_input)
         except Exception as error:  # whatever a cost of the user's own raises
             raise InputError(f"The cost {self.name} failed with {type(error).__name__}: {error}") from error
-        try:
-            number = math.nan if isinstance(value, str) else float(value)
-        except (TypeError, ValueError, RuntimeError):  # the last from tensors of several elements
-            number = math.nan
-        if not math.isfinite(number) or number < 0:
-            raise InputError(f"The cost {self.name} must return a finite number of at least 0, not {value!r}.")
-        return number
-
-    def limit_for(self, network: nn.Module, example_input: Tensor) -> float:
-        """The limit in the cost's own unit, given the unpruned network."""
-        return self.limit * self.measure(network, example_input) if self.relative else float(self.limit)
+        return finite(value, f"The cost {self.name}", least=0)
 
 
 class Predictor:
@@ -147,12 +164,13 @@ class Predictor:
 
     def __init__(self, network: nn.Module, groups: FilterGroups, example_input: Tensor) -> None:
         rows = {("", ""): 0}  # (module, axis) → row of a length; row 0 is the constant 1
-        base, slope = [1], [np.zeros(len(groups), dtype=np.int64)]
+        base, slope, full = [1], [np.zeros(len(groups), dtype=np.int64)], [1]
         for number, group in enumerate(groups):
             for part in group.slices:
                 row = rows.setdefault((part.module, part.axis), len(rows))
                 if row == len(base):
                     base.append(part.length)
+                    full.append(part.length)
                     slope.append(np.zeros(len(groups), dtype=np.int64))
                 base[row] -= len(part.index)
                 slope[row][number] += len(part.index) // group.size
@@ -168,12 +186,13 @@ class Predictor:
         weight_uses = Counter()
         for module, count in _uses(network, example_input).items():
             weight_uses[id(module.weight)] += count
-        terms = []  # elements beside the varying dimensions, uses of each per image, row, row
+        terms = []  # elements beside the varying dimensions, uses of each per image, row, row, groups of a convolution
         for key, (tensor, dims) in tensors.items():
             beside = tensor.numel() // math.prod(tensor.shape[dim] for dim in dims)
             first, second = (*dims.values(), 0, 0)[:2]
-            terms.append((beside, beside * weight_uses[key], first, second))
-        self._elements, self._products, self._first, self._second = np.array(terms, dtype=np.int64).T
+            groups_of = math.prod(full[row] // tensor.shape[dim] for dim, row in dims.items())
+            terms.append((beside, beside * weight_uses[key], first, second, groups_of))
+        self._elements, self._products, self._first, self._second, self._groups = np.array(terms, dtype=np.int64).T
 
     def parameters(self, widths: Sequence[int]) -> int:
         """`parameters` of the slim network with these widths, one per group."""
@@ -187,52 +206,7 @@ class Predictor:
         if len(widths) != self._slope.shape[1]:
             raise InputError(f"There must be {self._slope.shape[1]} widths, one per group, not {len(widths)}.")
         lengths = self._base + self._slope @ np.asarray(widths, dtype=np.int64)
-        return lengths[self._first] * lengths[self._second]
-
-
-def smallest(
-    network: nn.Module, groups: FilterGroups, example_input: Tensor, budget: Budget, minimum: int = 1
-) -> float:
-    """The budget's cost when every group keeps ``minimum`` filters (all, where it has fewer)."""
-    return budget.measure(_narrowest(network, groups, minimum), example_input)
-
-
-def table(
-    network: nn.Module, groups: FilterGroups, example_input: Tensor, budgets: Sequence[Budget], minimum: int = 1
-) -> pd.DataFrame:
-    """One row a budget: budget, limit, unpruned, smallest (all in the cost's own unit), satisfiable."""
-    narrow = _narrowest(network, groups, minimum)
-    rows = []
-    for budget in budgets:
-        unpruned = budget.measure(network, example_input)
-        limit = budget.limit * unpruned if budget.relative else float(budget.limit)
-        least = budget.measure(narrow, example_input)
-        rows.append((budget.name, limit, unpruned, least, least <= limit))
-    return pd.DataFrame(rows, columns=["budget", "limit", "unpruned", "smallest", "satisfiable"])
-
-
-def check_reachable(
-    network: nn.Module, groups: FilterGroups, example_input: Tensor, budgets: Sequence[Budget], minimum: int = 1
-) -> pd.DataFrame:
-    """The `table` of budgets that can all be met.
-
-    Raises:
-        InputError: a budget cannot be met; it names the smallest cost that can be reached.
-    """
-    rows = table(network, groups, example_input, budgets, minimum)
-    for row in rows[~rows["satisfiable"].astype(bool)].itertuples():
-        raise InputError(
-            f"The budget of {row.limit:,.6g} on {row.budget} cannot be met: with {minimum} filter(s) in every group "
-            f"the network still costs {row.smallest:,.6g} (unpruned {row.unpruned:,.6g}). Raise the limit."
-        )
-    return rows
-
-
-def _narrowest(network: nn.Module, groups: FilterGroups, minimum: int) -> nn.Module:
-    if minimum < 1:
-        raise InputError(f"Every group must keep at least 1 filter, not {minimum}.")
-    sizes = [group.size for group in groups]
-    return slim(network, groups, keep_top([torch.zeros(size) for size in sizes], [min(minimum, s) for s in sizes]))
+        return lengths[self._first] * lengths[self._second] // self._groups
 
 
 def _uses(network: nn.Module, example_input: Tensor) -> dict[nn.Module, int]:

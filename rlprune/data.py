@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from rlprune.errors import InputError
-from rlprune.sources import arrays_of, content_hash, data_folder
+from rlprune.sources import arrays_of, data_folder
+
+CROP = 4  # pixels, as is usual on CIFAR
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Split:
     """Images and labels of one split.
 
     Attributes:
-        images: uint8, (N, C, H, W), channels-last in memory.
+        images: (N, C, H, W), channels-last in memory: uint8, or float32 as the network wants them.
         labels: int64, (N,).
     """
 
@@ -51,6 +53,7 @@ class Dataset:
         source: where the images came from, in words.
         sha256: hash of the content before splitting.
         split_seed: seed of the division into training and validation.
+        pad: pixels on each side from which a random crop of a training image may start.
     """
 
     name: str
@@ -64,9 +67,8 @@ class Dataset:
     source: str
     sha256: str
     split_seed: int
+    pad: int
     padded: Tensor = field(repr=False)
-
-    PAD = 4  # pixels on each side from which a crop may start, as is usual on CIFAR
 
     @property
     def device(self) -> torch.device:
@@ -84,28 +86,34 @@ class Dataset:
         return replace(self, **moved)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (N, C, H, W) → float32 of zero mean and unit variance, memory format kept."""
+        """uint8 (N, C, H, W) → float32 of zero mean and unit variance, memory format kept; float32 as it is."""
+        if images.is_floating_point():
+            return images
         scale = 1 / (255 * self.std)
         return images * scale[:, None, None] - (self.mean / self.std)[:, None, None]
 
-    def augmented(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch over the training split, shuffled, cropped at random, mirrored at random.
+    def augmented(
+        self, batch_size: int, generator: torch.Generator, epoch: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch over the training split, shuffled, cropped at random, and mirrored every other time.
 
         Args:
             batch_size: images a batch; a last, smaller batch is dropped, so that
                 batch norm never sees a handful.
             generator: on the CPU; all randomness comes from it.
+            epoch: of a training run; an image is mirrored in the even or in the odd ones. So two epochs show
+                both sides of it, where chance would show one of them twice half of the time (Jordan 2024, section 3.6).
 
         Yields:
             normalised images (B, C, H, W) and labels (B,).
         """
-        size = self.train.images.shape[-1]
+        height, width = self.train.images.shape[-2:]
         order = torch.randperm(len(self.train), generator=generator)
-        offsets = torch.randint(0, 2 * self.PAD + 1, (2, len(order)), generator=generator)
-        mirror = torch.rand(len(order), generator=generator) < (0.5 if self.flip else 0.0)
-        pixels = torch.arange(size)
-        rows = offsets[0][:, None] + pixels
-        columns = offsets[1][:, None] + torch.where(mirror[:, None], size - 1 - pixels, pixels)
+        offsets = torch.randint(0, 2 * self.pad + 1, (2, len(order)), generator=generator)
+        mirror = (order + epoch) % 2 == 1 if self.flip else torch.zeros(len(order), dtype=torch.bool)
+        across = torch.arange(width)
+        rows = offsets[0][:, None] + torch.arange(height)
+        columns = offsets[1][:, None] + torch.where(mirror[:, None], width - 1 - across, across)
         order, rows, columns = (t.to(self.device) for t in (order, rows, columns))
         for start in range(0, len(order) - batch_size + 1, batch_size):
             part = slice(start, start + batch_size)
@@ -150,56 +158,51 @@ def load(
     arrays, source, digest = arrays_of(name, Path(folder) if folder is not None else data_folder())
     train = from_numpy(arrays["train_images"], arrays["train_labels"])
     test = from_numpy(arrays["test_images"], arrays["test_labels"])
-    dataset = from_splits(train, test, name, validation, seed, name.startswith("cifar"), source, digest)
+    dataset = from_splits(train, test, name, validation, seed, name.startswith("cifar"), source, digest, CROP)
     return dataset.to(device)
 
 
-def from_tensors(images: Tensor, labels: Tensor, validation: float = 0.2, seed: int = 0, flip: bool = False) -> Dataset:
-    """A dataset of one's own; half of what is set aside serves as validation, half as test.
-
-    Args:
-        images: uint8, (N, C, H, W).
-        labels: whole numbers from 0, (N,).
-        validation: share set aside for validation and test together.
-        seed: of the division.
-        flip: whether a mirrored image is still of its class.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
-        raise InputError(
-            f"Own images must be a uint8 tensor (N, C, H, W) with N labels, not {images.dtype} "
-            f"{tuple(images.shape)} with {len(labels)} labels."
-        )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    held_out = max(1, round(len(images) * validation / 2))
-    everything = Split(images.contiguous(memory_format=torch.channels_last), labels.long())
-    digest = content_hash({"images": images.cpu().numpy(), "labels": labels.cpu().numpy()})
-    rest, test = everything[order[held_out:]], everything[order[:held_out]]
-    return from_splits(rest, test, "own", validation / 2, seed, flip, "tensors given by the caller", digest)
-
-
 def from_splits(
-    train: Split, test: Split, name: str, validation: float, seed: int, flip: bool, source: str, sha256: str
+    train: Split,
+    test: Split,
+    name: str,
+    validation: float,
+    seed: int,
+    flip: bool,
+    source: str,
+    sha256: str,
+    pad: int,
+    statistics: tuple[Tensor, Tensor] | None = None,
 ) -> Dataset:
-    """Set part of ``train`` aside for validation and gather a `Dataset`."""
+    """Set part of ``train`` aside for validation and gather a `Dataset`.
+
+    ``statistics`` are mean and std per channel, (C,), in units of 0…1, where the network wants given ones.
+    """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    held_out = round(len(train) * validation)
+    held_out = max(1, round(len(train) * validation))
     validation_split, train = train[order[:held_out]], train[order[held_out:]]
-    scaled = train.images[:10000].float() / 255
-    mean, std = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3)).clamp_min(1e-3)
-    # Reflection keeps the statistics of natural images at the border; zeros would add a black frame.
-    padded = torch.nn.functional.pad(train.images.float(), [Dataset.PAD] * 4, mode="reflect").byte()
+    if not len(train):
+        raise InputError(f"{held_out} image(s) are too few to divide into training and validation: give more.")
+    if statistics is None:
+        scaled = train.images[:10000].float() / 255
+        statistics = scaled.mean((0, 2, 3)), scaled.std((0, 2, 3)).clamp_min(1e-3)
+    padded = train.images
+    if pad:
+        # Reflection keeps the statistics of natural images at the border; zeros would add a black frame.
+        padded = torch.nn.functional.pad(padded.float(), [pad] * 4, mode="reflect").to(padded.dtype)
     return Dataset(
         name=name,
         train=train,
         validation=validation_split,
         test=test,
-        classes=int(torch.cat([train.labels, test.labels]).max()) + 1,
-        mean=mean,
-        std=std,
+        classes=int(torch.cat([train.labels, validation_split.labels, test.labels]).max()) + 1,
+        mean=statistics[0],
+        std=statistics[1],
         flip=flip,
         source=source,
         sha256=sha256,
         split_seed=seed,
+        pad=pad,
         padded=padded.permute(0, 2, 3, 1).contiguous(),
     )
 

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from torch import Tensor, nn
 
-from rlprune.candidates import Candidates
+from rlprune.candidates import FITS, Candidates
 from rlprune.costs import Budget
 from rlprune.errors import InputError, one_of
 from rlprune.groups import FilterGroups, trace
@@ -53,7 +53,8 @@ class PruningEnv(gymnasium.Env):
     **info["cost"]**, shape (budgets,): 0, then at the last step the cost of what was
     asked for, in percent of the unpruned network's. The network evaluated, and
     reported in `episodes`, is made from it by ``fit`` and is within budget unless
-    ``fit`` is "none".
+    ``fit`` is "none". With "wall" a share is cut at every step to the largest from
+    which the budgets can still be met, so that what is asked for is within budget too.
 
     Args:
         network: trained, unpruned; untouched.
@@ -65,6 +66,7 @@ class PruningEnv(gymnasium.Env):
         criterion: which filters of a group stay, see `rlprune.importance.scores`.
         fit: how a decision is brought within budget, see `Candidates.fit`.
         minimum: filters that every group keeps at least.
+        multiple: what is kept of a group is a multiple of this, or all of it.
 
     Attributes:
         episodes: a dict per finished episode: reward, shares, widths, asked (cost
@@ -85,10 +87,12 @@ class PruningEnv(gymnasium.Env):
         criterion: str = "magnitude",
         fit: str = "shrink",
         minimum: int = 1,
+        multiple: int = 1,
     ) -> None:
         one_of("action space", action, ACTIONS)
+        one_of("way to fit a budget", fit, FITS)
         groups = trace(network, example_input) if groups is None else groups
-        self.candidates = Candidates(network, groups, example_input, budgets, criterion, minimum)
+        self.candidates = Candidates(network, groups, example_input, budgets, criterion, minimum, multiple)
         self.reward, self.fit = reward, fit
         self.limits = 100 * self.candidates.limits / self.candidates.unpruned
         self.episodes: list[dict[str, Any]] = []
@@ -116,11 +120,25 @@ class PruningEnv(gymnasium.Env):
         share = float(np.asarray(action).reshape(-1)[0])
         if not math.isfinite(share):
             raise InputError(f"An action must be a number in [0, 1], not {share}.")
-        self._shares.append(min(max(share, 0.0), 1.0))
+        self._shares.append(self._walled(min(max(share, 0.0), 1.0)))
         if len(self._shares) < len(self.groups):
             return self._observation(), 0.0, False, False, {"cost": np.zeros(len(self.limits))}
         reward, cost = self._finish()
         return self._observation(), reward, True, False, {"cost": cost}
+
+    def _walled(self, share: float) -> float:
+        """The share, cut where it would leave too little for the groups to come."""
+        if self.fit != "wall":
+            return share
+        decided = self._decided()
+        index = len(decided)
+        most = self.candidates.wall(decided)
+        return min(share, most / self.groups[index].size)
+
+    def _decided(self) -> list[int]:
+        """Widths of the groups decided so far."""
+        shares = self._shares + [0.0] * (len(self.groups) - len(self._shares))
+        return self.candidates.widths(np.array(shares))[: len(self._shares)]
 
     def _finish(self) -> tuple[float, np.ndarray]:
         shares = np.array(self._shares)
@@ -133,7 +151,7 @@ class PruningEnv(gymnasium.Env):
                 "shares": shares.tolist(),
                 "widths": widths,
                 "asked": asked.tolist(),
-                "feasible": self.candidates.within(self.candidates.costs(widths)),
+                "feasible": self.candidates.feasible(widths),
                 "seconds": time.perf_counter() - self._started,
             }
         )

@@ -4,9 +4,12 @@ A pruned network that has not recovered answers at random, whatever its widths,
 so that its accuracy says nothing. Measuring the batch-norm statistics of the
 slim network again on a few hundred images (EagleEye, Li et al. 2020, section 3.3)
 lets it recover far enough for the accuracy to rank candidates, at the price of
-one or two forward passes of a small network.
+one or two forward passes of a small network. Where whole residual stages lose most
+of their filters even that leaves it at chance; then fitting the last linear layer
+again, by least squares, brings it back.
 """
 
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -14,22 +17,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.data import Dataset
-from rlprune.errors import InputError
+from rlprune.errors import InputError, finite
 from rlprune.groups import FilterGroups
 from rlprune.masking import slim
-from rlprune.training import accuracy, half_precision
+from rlprune.training import accuracy, half_precision, suitable_batch
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, images: Tensor, batch_size: int = 250) -> None:
-    """Measure the running statistics of every batch norm again, in place.
+def recalibrate(network: nn.Module, images: Tensor) -> None:
+    """Measure the running statistics of every batch norm again, in place: their mean over batches of the images.
 
     Args:
         network: any network; its weights stay as they are.
         images: normalised, (N, C, H, W), on the network's device.
-        batch_size: images a forward pass; the statistics are the mean over the passes.
     """
     norms = [m for m in network.modules() if isinstance(m, _NORMS) and m.track_running_stats]
     if not norms:
@@ -42,11 +44,73 @@ def recalibrate(network: nn.Module, images: Tensor, batch_size: int = 250) -> No
         norm.momentum = None  # a plain mean over the batches
         norm.train()
     with half_precision(images.device):
-        for batch in images.split(batch_size):
+        for batch in images.split(suitable_batch(images)):
             network(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     network.train(training)
+
+
+@torch.no_grad()
+def refit(network: nn.Module, images: Tensor, target: Tensor, ridge: float = 0.1) -> bool:
+    """Fit the linear layer that makes the output again, by ridge regression, in place.
+
+    The reconstruction of AMC (He et al. 2018, section 3.4) for the one layer that costs next to nothing.
+
+    Args:
+        network: any network; all its other weights stay as they are.
+        images: normalised, (N, C, H, W), on the network's device.
+        target: what the output shall come near to, (N, classes): the unpruned network's.
+        ridge: penalty on the weights, as a share of the mean variance of the layer's inputs.
+
+    Returns:
+        whether there was such a layer; otherwise nothing is changed.
+    """
+    training = network.training
+    network.eval()
+    calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    linears = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    hooks = [m.register_forward_hook(lambda m, x, y: calls.append((m, x[0], y))) for m in linears]
+    inputs = []
+    try:
+        for batch in images.split(suitable_batch(images)):
+            calls.clear()
+            with half_precision(images.device):
+                output = network(batch)
+            made = [(m, x) for m, x, y in calls if y is output and x.ndim == 2]
+            if not made:
+                return False
+            inputs.append(made[0][1].double())
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.train(training)
+    layer, features, wanted = made[0][0], torch.cat(inputs), target.double()
+    offset = wanted.mean(0) if layer.bias is not None else torch.zeros_like(wanted[0])
+    centre = features.mean(0) if layer.bias is not None else torch.zeros_like(features[0])
+    features = features - centre
+    penalty = ridge * features.square().sum() / features.shape[1]
+    # the same solution through the smaller of two systems: as many unknowns as images, or as inputs
+    few = len(features) < features.shape[1]
+    gram = features @ features.T if few else features.T @ features
+    gram.diagonal().add_(penalty.clamp_min(1e-12))  # a layer whose inputs are all dead
+    right = wanted - offset
+    weight = (features.T @ torch.linalg.solve(gram, right) if few else torch.linalg.solve(gram, features.T @ right)).T
+    layer.weight.copy_(weight)
+    if layer.bias is not None:
+        layer.bias.copy_(offset - weight @ centre)
+    return True
+
+
+@torch.no_grad()
+def outputs(network: nn.Module, images: Tensor) -> Tensor:
+    """The network's output in evaluation mode, float32, (N, classes)."""
+    training = network.training
+    network.eval()
+    with half_precision(images.device):
+        parts = [network(batch).float() for batch in images.split(suitable_batch(images))]
+    network.train(training)
+    return torch.cat(parts)
 
 
 class Evaluator:
@@ -57,9 +121,12 @@ class Evaluator:
     Args:
         network: the trained, unpruned network; untouched.
         groups: its filter groups.
-        data: validation images are measured on, training images recalibrated on.
+        data: validation images are measured on, training images recalibrated on. None with ``measure``
+            alone: then nothing is recalibrated, fitted again or fine-tuned.
+        measure: slim network → number, in place of the accuracy on the validation images.
         images: how many validation images, at most.
-        recalibration: how many training images to recalibrate batch norm on; 0 for none.
+        recalibration: how many training images to recalibrate batch norm on; 0 for none, of `refit` too.
+        ridge: see `refit`, onto the unpruned network's output on those images; 0 for none.
         finetune_steps: steps of SGD between recalibration and measurement.
         finetune_rate: their learning rate.
         seed: of the fine-tuning batches, the same for every candidate.
@@ -72,41 +139,72 @@ class Evaluator:
         self,
         network: nn.Module,
         groups: FilterGroups,
-        data: Dataset,
+        data: Dataset | None,
+        measure: Callable[[nn.Module], float] | None = None,
         images: int = 1000,
         recalibration: int = 500,
+        ridge: float = 0.1,
         finetune_steps: int = 0,
         finetune_rate: float = 0.01,
         seed: int = 0,
     ) -> None:
-        if images < 1 or recalibration < 0 or finetune_steps < 0:
+        if images < 1 or recalibration < 0 or finetune_steps < 0 or ridge < 0:
             raise InputError(
-                "The evaluator needs at least 1 image and no negative counts, not "
-                f"images={images}, recalibration={recalibration}, finetune_steps={finetune_steps}."
+                "The evaluator needs at least 1 image and no negative counts or ridge, not "
+                f"images={images}, recalibration={recalibration}, finetune_steps={finetune_steps}, ridge={ridge}."
             )
-        self.network, self.groups, self.data = network, groups, data
-        self.split = data.validation[slice(0, images)]
-        self.calibration = data.normalise(data.train[slice(0, recalibration)].images) if recalibration else None
+        if data is None and measure is None:
+            raise InputError(
+                "There is nothing to judge pruned networks by: give data, or a function evaluate(network)."
+            )
+        self.network, self.groups, self.data, self.measure = network, groups, data, measure
         self.finetune_steps, self.finetune_rate, self.seed = finetune_steps, finetune_rate, seed
+        self.ridge = ridge
+        self.calibration = self.target = None
+        if data is not None:
+            self.split = data.validation[slice(0, images)]
+            if recalibration:
+                self.calibration = data.normalise(data.train[slice(0, recalibration)].images)
+                self.target = outputs(network, self.calibration) if ridge else None
         self.evaluations = 0
         self._known: dict[bytes, float] = {}
 
     def candidate(self, masks: list[Tensor]) -> nn.Module:
         """The slim network of these masks, recovered as far as it is before it is measured."""
-        network = slim(self.network, self.groups, masks).to(memory_format=torch.channels_last)
+        network = slim(self.network, self.groups, masks)
+        if self.data is None:
+            return network.eval()
+        network.to(memory_format=torch.channels_last)
         if self.calibration is not None:
             recalibrate(network, self.calibration)
+            if self.target is not None:
+                refit(network, self.calibration, self.target, self.ridge)
         if self.finetune_steps:
             self._finetune(network)
         return network.eval()
 
     def __call__(self, masks: list[Tensor]) -> float:
-        """Accuracy in percent; see the class."""
+        """Accuracy in percent, or what ``measure`` returns.
+
+        Raises:
+            InputError: ``measure`` raises, or returns no finite number.
+        """
         key = torch.cat(masks).cpu().numpy().tobytes()
         if key not in self._known:
             self.evaluations += 1
-            self._known[key] = accuracy(self.candidate(masks), self.data, self.split)
+            network = self.candidate(masks)
+            if self.measure is None:
+                self._known[key] = accuracy(network, self.data, self.split)
+            else:
+                self._known[key] = self._measured(network)
         return self._known[key]
+
+    def _measured(self, network: nn.Module) -> float:
+        try:
+            value = self.measure(network)
+        except Exception as error:  # whatever the caller's own code raises
+            raise InputError(f"evaluate(network) failed with {type(error).__name__}: {error}") from error
+        return finite(value, "evaluate(network)")
 
     def _finetune(self, network: nn.Module) -> None:
         """A few steps of SGD at a constant rate, the same batches for every candidate."""

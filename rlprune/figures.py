@@ -1,4 +1,4 @@
-"""Every plot and table, from result files only: no network is run or loaded here.
+"""Every plot, from result files only: no network is run or loaded here.
 
 Figures are made without pyplot and under a style of their own, so that nothing
 global changes; a method has the same colour and marker in all of them. In a
@@ -7,9 +7,7 @@ notebook a figure shows itself after ``%matplotlib inline``.
 
 import contextlib
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from rlprune.tables import (
     cost_label,
+    count,
     limits,
     load_results,
     markdown,
@@ -32,17 +31,15 @@ from rlprune.tables import (
     method_rank,
     method_style,
     network_label,
-    page,
     results_table,
 )
 
-__all__ = ["accuracy_against_parameters", "limits", "load_results", "markdown", "report", "results_table", "save"]
-__all__ += ["search_curves", "training_curves", "widths"]
+__all__ = ["accuracy_against_parameters", "limits", "load_results", "markdown", "results_table", "save"]
+__all__ += ["before_and_after", "search_curves", "training_curves", "widths"]
 
 _BUDGETS = ["#117733", "#aa4499", "#b8860b", "#332288", "#cc6677"]
 _DASHES = ["-", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (5, 1, 1, 1, 1, 1))]
 _LIMIT, _DOTS = (0, (4, 3)), (0, (1, 1))
-_OURS = re.compile(r"results\.(csv|md)|(accuracy_against_parameters|(curves|widths|training)_.+)\.(png|svg)")
 _WIDTH = 5.6  # inches; the text width of most papers
 
 
@@ -138,6 +135,43 @@ def widths(metrics: dict[str, Any]) -> Figure:
     return figure
 
 
+def before_and_after(widths: dict[str, tuple[int, int]], costs: dict[str, dict[str, float]]) -> Figure:
+    """One pruned network beside the unpruned one: each cost in its own unit, and the filters of every layer.
+
+    Args:
+        widths: layer → (filters kept, filters), in order; as in `rlprune.PruningResult`.
+        costs: name → "value" and "unpruned", and "limit" where there is a budget; as in `rlprune.PruningResult`.
+            Accuracy in percent may be among them.
+    """
+    colour = method_style("layerwise")[0]
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+        rows = figure.subfigures(2, 1, height_ratios=[1, 1.1])
+        for axis, (name, cost) in zip(rows[0].subplots(1, len(costs), squeeze=False)[0], costs.items(), strict=True):
+            values = [cost["unpruned"], cost["value"]]
+            bars = axis.bar(["before", "after"], values, width=0.6, color=["0.8", colour], linewidth=0)
+            axis.bar_label(bars, [count(value) for value in values], padding=1, fontsize=7.5)
+            if "limit" in cost:
+                axis.axhline(cost["limit"], color="black", linestyle=_LIMIT, linewidth=0.8)
+            axis.margins(y=0.18)
+            axis.set_yticks([])
+            unit = {"latency": " (ms)", "accuracy": " (%)"}.get(name, "")
+            _finish(axis, cost_label(name, capital=True) + unit, "")
+            sns.despine(ax=axis, left=True)
+        axis = rows[1].subplots()
+        place = np.arange(len(widths))
+        axis.bar(place, [size for _, size in widths.values()], width=0.85, color="0.87", linewidth=0)
+        axis.bar(place, [kept for kept, _ in widths.values()], width=0.85, color=colour, linewidth=0)
+        axis.margins(x=0.01)
+        labels = _short(list(widths))
+        axis.set_xticks(place, labels, rotation=90 if len("".join(labels)) > 48 else 0)
+        _finish(axis, "Filters per layer", "Filters")
+        if any("limit" in cost for cost in costs.values()):
+            handles = [_key("Budget", "black", linestyle=_LIMIT, linewidth=0.8)]
+            rows[0].legend(handles=handles, loc="outside lower center")
+    return figure
+
+
 def training_curves(history: pd.DataFrame) -> Figure:
     """Loss and accuracy by epoch, of a baseline's training or of fine-tuning (a colour per method).
 
@@ -218,47 +252,6 @@ def save(figure: Figure, path_without_suffix: str | Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "rlprune"}):
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=150, metadata={"Software": None})
         figure.savefig(path.with_name(f"{path.name}.svg"), dpi=300, metadata={"Date": None, "Creator": None})
-
-
-def report(suite: str, experiments: Sequence[str], folder: str | Path, results: str | Path = "results") -> pd.DataFrame:
-    """Write the table and every figure of some experiments: results.csv, results.md and, as PNG and SVG,
-    accuracy_against_parameters, curves_<experiment>, widths_<experiment> and training_<baseline>.
-
-    All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
-    Figures of an earlier report go; files that no report writes stay. The curves of an experiment in which no
-    method has episodes are left out.
-
-    Returns:
-        the table; see `results_table`.
-
-    Raises:
-        InputError: a result file is missing or broken; see `load_results`.
-    """  # noqa: D205
-    loaded = load_results(suite, experiments, results)
-    table = results_table(loaded)
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
-        save(accuracy_against_parameters(table), partial / "accuracy_against_parameters")
-        for name, baseline in loaded.baselines.items():
-            save(training_curves(baseline.history), partial / f"training_{name}")
-        for name, search in loaded.searches.items():
-            save(widths(search.metrics), partial / f"widths_{name}")
-            if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
-                save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
-        text = page(loaded, table, {file.name for file in partial.iterdir()})
-        (partial / "results.md").write_text(text, encoding="utf-8")
-        folder.mkdir(exist_ok=True)
-        for stale in [file for file in folder.iterdir() if _OURS.fullmatch(file.name)]:
-            if not (partial / stale.name).exists():
-                stale.unlink()
-        for file in partial.iterdir():
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return table
 
 
 @contextlib.contextmanager

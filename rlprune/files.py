@@ -55,9 +55,19 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's state, tensors only."""
-    write_atomically(path, lambda partial: torch.save(network.state_dict(), partial))
+def save_weights(network: nn.Module, path: Path, half: bool = False) -> None:
+    """Write a network's state, tensors only; with ``half``, floating point as float16.
+
+    Raises:
+        InputError: a value is too large for float16.
+    """
+    state = network.state_dict()
+    if half:
+        state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+        for name, tensor in state.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{name} holds values too large for half precision: save with half=False.")
+    write_atomically(path, lambda partial: torch.save(state, partial))
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

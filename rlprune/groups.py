@@ -1,27 +1,25 @@
 """Which filters must leave together, for any network that can be traced.
 
-Torch-Pruning's dependency graph finds the coupling (Fang et al. 2023): the
-batch norm behind a convolution, the inputs of layers that read it, the other
-branch of a residual sum. Then every group is put to the test: with random weights
-the slim and the masked network must agree. One that fails is left out, and named.
+`rlprune.coupling` follows each filter through the network: the batch norm behind a
+convolution, the inputs of layers that read it, the other branch of a residual sum.
+Here those that touch the same layers become a group. Then every group is put to the
+test (`rlprune.verify`): with random weights the slim and the masked network must
+agree. One that fails is left out, and named.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
-import torch_pruning
 from torch import Tensor, nn
-from torch_pruning import ops
 
+from rlprune.coupling import LAYERS, OUTPUT, Axis, Coupling, couple
 from rlprune.errors import InputError
-from rlprune.masking import carriers, keep_top, masked, rebuild, slim
-
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+from rlprune.verify import verified
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +29,12 @@ class Slice:
     Attributes:
         module: name of the module.
         axis: "out" (filters that it makes), "in" (filters that it reads) or "channels" (both at once:
-            batch norm, depth-wise convolution); see `rlprune.masking.carriers`.
+            batch norm, convolution that loses whole groups); see `rlprune.masking.carriers`.
         length: of the axis.
         index: positions along the axis, (n,), each once.
         source: the filter of the group that each position belongs to, (n,). Every filter
-            owns equally many: H·W of a linear layer that reads a flattened image, else one.
+            owns equally many: H·W of a linear layer that reads a flattened image, all that must leave
+            together for the sake of a grouped convolution, else one.
     """
 
     module: str
@@ -62,7 +61,8 @@ class FilterGroup:
 
     Attributes:
         name: module name of the first of these layers to run.
-        size: number of filters.
+        size: number of filters. Where a grouped convolution ties several of a layer's filters, such a
+            set of them counts as one: that many can be removed one by one.
         slices: all that belongs to them; the first one is the root's own "out" axis.
     """
 
@@ -85,8 +85,8 @@ class FilterGroups(Sequence[FilterGroup]):
     """All groups of a network, in order of execution.
 
     Attributes:
-        skipped: (name, reason) of each layer whose filters stay because they cannot be removed
-            safely. Layers that make the network's output are in neither list.
+        skipped: (name, reason) of each convolution or linear layer whose filters stay because they
+            cannot be removed safely, or are excluded. Layers that make the network's output are in neither list.
     """
 
     def __init__(self, groups: Sequence[FilterGroup], skipped: Sequence[tuple[str, str]] = ()) -> None:
@@ -105,176 +105,107 @@ class FilterGroups(Sequence[FilterGroup]):
         return f"FilterGroups({', '.join(f'{g.name}: {g.size}' for g in self)}; {len(self.skipped)} skipped)"
 
 
-def trace(network: nn.Module, example_input: Tensor) -> FilterGroups:
+def trace(network: nn.Module, example_input: Tensor, exclude: Iterable[str | type[nn.Module]] = ()) -> FilterGroups:
     """Find the groups of filters that must leave together.
+
+    The filters of a grouped convolution are tied so that a grouped convolution remains: either whole
+    groups leave, inputs and outputs together (ResNeXt loses paths, a depth-wise convolution channels), or the
+    filters at one position of every group do. Both are exact; each layer gets the one with more to choose from.
 
     Args:
         network: (N, …) → (N, classes); it stays as it is.
         example_input: a batch that the network can process, on its device.
+        exclude: layers whose filters stay, and with them all that must leave together with those: names of
+            modules, where a container stands for all within it, or subclasses of `torch.nn.Module`.
 
     Raises:
-        InputError: the example input does not fit, the output is not (N, classes), or tracing fails.
+        InputError: the example input does not fit, the output is not (N, classes), tracing fails, or
+            ``exclude`` holds something else or a name that is not the network's.
     """
     _check_example(network, example_input)
-    order: dict[nn.Module, int] = {}
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
-            # frozen weights leave no trace in autograd; the twin's share memory with them but ask for gradients
-            leaves = {id(p): nn.Parameter(p.detach(), requires_grad=True) for p in network.parameters()}
-            twin = rebuild(network, dict(leaves))
-            for module in twin.modules():
-                module.register_forward_hook(lambda m, *_: order.update({m: order.get(m, len(order))}))
-            graph = torch_pruning.DependencyGraph().build_dependency(
-                twin, example_input, lambda model, x: model(x), _differentiable, verbose=False
-            )
-    except Exception as error:  # whatever the network's own code or the tracer raises
-        raise InputError(f"The network cannot be traced: {_first_line(error)}.") from error
+    coupling = couple(network, example_input, _excluded(network, exclude))
+    found, reasons = _grouped(network, coupling)
+    found, refused = verified(network, example_input, found, coupling.layers) if found else ([], [])
+    for group, reason in refused:
+        reasons |= {part.module: reason for part in group.slices if part.axis != "in"}
+    made = {part.module for group in found for part in group.slices if part.axis != "in"}
+    position = {name: place for place, name in enumerate(coupling.layers)}  # others run in training, or never
+    skipped = [
+        (name, reasons.get(name, "it takes no part in the output"))
+        for name, module in network.named_modules()
+        if isinstance(module, LAYERS) and name not in made and reasons.get(name) is not OUTPUT
+    ]
+    return FilterGroups(found, sorted(skipped, key=lambda entry: position.get(entry[0], len(position))))
 
-    names = {module: name for name, module in twin.named_modules()}
-    found: list[FilterGroup] = []
-    skipped: dict[str, str] = {}
-    taken: set[tuple[str, str, int]] = set()  # places that belong to a group
-    for module in sorted((m for m in graph.module2node if m in order), key=order.__getitem__):
-        name = names[module]
-        is_root = isinstance(module, _LAYERS) and carriers(module, "channels") is None
-        if not is_root or (name, "out", 0) in taken:
+
+def _grouped(network: nn.Module, coupling: Coupling) -> tuple[list[FilterGroup], dict[str, str]]:
+    """The groups, in order of execution, and for layers that are in none: name → why."""
+    touching: dict[int, list[int]] = defaultdict(list)  # filter → its axes
+    for number, axis in enumerate(coupling.axes):
+        for one in np.unique(axis.filters).tolist():
+            touching[one].append(number)
+    groups, skipped = [], {}
+    reasons = dict(coupling.reasons)
+    taken: set[int] = set()
+    rank = np.full(1 + max(touching, default=0), -1)  # filter → its number in the group at hand
+    for number, axis in enumerate(coupling.axes):
+        if axis.kind == "in" or not isinstance(network.get_submodule(axis.module), LAYERS):
             continue
-        try:
-            if group := _group(graph, module, names, taken):
-                found.append(group)
-                taken.update((s.module, s.axis, place) for s in group.slices for place in s.index.tolist())
-        except _Unsafe as reason:
-            skipped[name] = str(reason)
-    found = _verified(network, example_input, found, skipped) if found else found
-    covered = {s.module for group in found for s in group.slices if s.axis == "out"}  # as another root's partner
-    return FilterGroups(found, [(name, reason) for name, reason in skipped.items() if name not in covered])
-
-
-def _differentiable(output: Tensor) -> Tensor:
-    """The output with an operation behind it, which tells a layer that makes it from one that does not."""
-    if not output.requires_grad:
-        raise RuntimeError("its code detaches the output from the weights")
-    return output * 1
-
-
-class _Unsafe(Exception):
-    """Why a group is left out."""
-
-
-def _group(
-    graph: torch_pruning.DependencyGraph, root: nn.Module, names: dict[nn.Module, str], taken: set[tuple[str, str, int]]
-) -> FilterGroup | None:
-    """All that is coupled with the filters of ``root``; None if they are the network's output."""
-    if carriers(root, "out") is None:
-        raise _Unsafe("it is a grouped convolution")
-    size = getattr(root, carriers(root, "out")[1][0])
-    try:
-        handler = graph.get_pruner_of_module(root).prune_out_channels
-        items = list(graph.get_pruning_group(root, handler, list(range(size))))
-    except Exception as error:  # the tracer's own gaps
-        raise _Unsafe(f"its coupling cannot be followed ({_first_line(error)})") from error
-    if any(isinstance(item.dep.target.module, ops._OutputOp) for item in items):
-        return None
-    slices = []
-    for item in items:
-        module = item.dep.target.module
-        if isinstance(module, nn.Parameter):
-            raise _Unsafe("it is coupled with a parameter outside any layer")
-        if module not in names or (isinstance(module, nn.PReLU) and module.num_parameters == 1):
-            continue  # an operation, or a layer that holds nothing per filter
-        axis = "channels"
-        if isinstance(module, _LAYERS) and carriers(module, "channels") is None:
-            axis = "out" if item.dep.handler == graph.get_pruner_of_module(module).prune_out_channels else "in"
-        if carriers(module, axis) is None:
-            kind = "grouped convolution" if getattr(module, "groups", 1) > 1 else type(module).__name__
-            raise _Unsafe(f"{names[module]} ({kind}) ties its filters to each other")
-        tensors, attributes = carriers(module, axis)
-        for tensor in tensors:
-            if tensor not in module._parameters and tensor not in module._buffers:
-                raise _Unsafe(f"the {tensor} of {names[module]} is computed from other parameters")
-        index, source = torch.tensor(item.idxs, dtype=torch.long), torch.tensor(item.root_idxs, dtype=torch.long)
-        owned = torch.bincount(source, minlength=size)
-        if len(index.unique()) != len(index) or not 0 < owned.min() == owned.max():
-            raise _Unsafe(f"{names[module]} is coupled with only a part of its filters")
-        if any((names[module], axis, place) in taken for place in item.idxs):
-            raise _Unsafe(f"{names[module]} couples some of its filters with those of another group")
-        slices.append(Slice(names[module], axis, getattr(module, attributes[0]), index, source))
-    return FilterGroup(names[root], size, tuple(slices))
-
-
-def _verified(
-    network: nn.Module, example_input: Tensor, groups: list[FilterGroup], skipped: dict[str, str]
-) -> list[FilterGroup]:
-    """The groups for which slim and masked agree; the others join ``skipped``."""
-    trial = _trial(network, example_input)
-    if _disagreement(*trial, groups) is None:
-        return groups
-    accepted: list[FilterGroup] = []
-    for group in groups:
-        if fault := _disagreement(*trial, [*accepted, group]):
-            skipped[group.name] = fault
+        ones, first = np.unique(axis.filters, return_index=True)
+        ones = ones[first.argsort()]  # in the order of the layer's filters
+        if not taken.isdisjoint(ones.tolist()):
+            continue  # a layer before has them
+        reason = next((reasons[one] for one in ones.tolist() if one in reasons), None)
+        if reason is None and len(ones) == 1 < axis.length:
+            reason = "all its filters are tied to each other"
+        if reason is None:
+            rank[ones] = np.arange(len(ones))
+            others = {other for one in ones.tolist() for other in touching[one]} - {number}
+            parts = [_slice(coupling.axes[other], rank) for other in (number, *sorted(others))]
+            rank[ones] = -1
+            for part in parts:
+                owned = torch.bincount(part.source, minlength=len(ones))
+                if owned.min() != owned.max():
+                    reason = f"{part.module} is coupled with only a part of its filters"
+        if reason is None:
+            groups.append(FilterGroup(axis.module, len(ones), tuple(parts)))
+            taken.update(ones.tolist())
         else:
-            accepted.append(group)
-    return accepted
+            skipped[axis.module] = reason
+            reasons.update(dict.fromkeys(ones.tolist(), reason))
+    return groups, skipped
 
 
-def _trial(network: nn.Module, example_input: Tensor) -> tuple[nn.Module, Tensor, float]:
-    """The network with random weights, two random images, and the relative error of its arithmetic.
-
-    Trained weights could hide a fault (a scale of zero, a dead activation), and float32 a small one.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
-        memo: dict[int, Any] = {}
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            if not tensor.is_floating_point():
-                continue
-            values = torch.empty(tensor.shape, dtype=dtype).uniform_(-1, 1, generator=generator)
-            if tensor.ndim > 1:
-                values *= (6 * len(values) / values.numel()) ** 0.5  # He's bound: signals keep their size
-            else:
-                values = values / 2 + (1 if name.endswith(("weight", "running_var")) else 0)
-            values = values.to(tensor.device)
-            memo[id(tensor)] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
-        trial = rebuild(network, memo).eval()
-        shape = (2, *example_input.shape[1:])
-        images = torch.empty(shape, dtype=dtype).uniform_(-1, 1, generator=generator).to(example_input.device)
-        if not (failure := _failure(trial, images)):  # else a dtype may be fixed in the network's code
-            return trial, images, tolerance
-    raise InputError(f"The network cannot be tried with random weights: {failure}.")
+def _slice(axis: Axis, rank: np.ndarray) -> Slice:
+    """The part of an axis that belongs to the filters with a rank of 0 or more."""
+    source = rank[axis.filters]
+    ours = source >= 0
+    return Slice(
+        axis.module, axis.kind, axis.length, torch.from_numpy(axis.places[ours]), torch.from_numpy(source[ours])
+    )
 
 
-@torch.no_grad()
-def _disagreement(trial: nn.Module, images: Tensor, tolerance: float, groups: list[FilterGroup]) -> str | None:
-    """What goes wrong when a random half of every group's filters leaves; None if nothing does."""
-    generator = torch.Generator().manual_seed(len(groups))
-    halves = [torch.rand(group.size, generator=generator) for group in groups]
-    masks = keep_top(halves, [(group.size + 1) // 2 for group in groups])
-    try:
-        small = slim(trial, groups, masks)
-        with masked(trial, groups, masks):
-            expected = trial(images)
-        error = (small(images) - expected).abs().max() / expected.abs().max()
-    except Exception as failure:  # whatever the network's code raises at other widths
-        return f"without some of its filters the network fails ({_first_line(failure)})"
-    # a branch may run in training only
-    if (failure := _failure(small.train(), images)) and not _failure(rebuild(trial, {}).train(), images):
-        return f"without some of its filters the network fails in training ({failure})"
-    return None if error <= tolerance else "the network without its filters and with them masked differ"
-
-
-@torch.no_grad()
-def _failure(network: nn.Module, images: Tensor) -> str | None:
-    """What a forward pass raises, if it does."""
-    try:
-        network(images)
-    except Exception as error:  # whatever the network's own code raises
-        return _first_line(error)
-    return None
+def _excluded(network: nn.Module, exclude: Iterable[str | type[nn.Module]]) -> set[str]:
+    """Names of all modules that ``exclude`` stands for."""
+    if isinstance(exclude, str | type) or not isinstance(exclude, Iterable):
+        raise InputError(f"The layers to exclude must be a sequence of names or types, not {exclude!r}.")
+    names = {module: name for name, module in network.named_modules()}  # of several names the one that `couple` knows
+    paths = dict(network.named_modules(remove_duplicate=False))
+    found: set[str] = set()
+    for entry in exclude:
+        if isinstance(entry, type) and issubclass(entry, nn.Module):
+            found |= {name for module, name in names.items() if isinstance(module, entry)}
+        elif isinstance(entry, str) and entry in paths and entry:
+            found |= {names[module] for module in paths[entry].modules()}
+        elif isinstance(entry, str):
+            raise InputError(f"The network has no module {entry!r} to exclude.")
+        else:
+            raise InputError(f"A layer to exclude must be a name or a subclass of torch.nn.Module, not {entry!r}.")
+    return found
 
 
 def _check_example(network: nn.Module, example_input: Tensor) -> None:
-    """Raise `InputError` unless the network maps the example input to (N, classes)."""
+    """Raise `InputError` for what is not a network and a batch, both on one device."""
     if not isinstance(network, nn.Module):
         raise InputError(f"The network must be a torch.nn.Module, not {type(network).__name__}.")
     if not isinstance(example_input, Tensor) or example_input.ndim < 2 or len(example_input) < 1:
@@ -283,18 +214,3 @@ def _check_example(network: nn.Module, example_input: Tensor) -> None:
     device = next((parameter.device for parameter in network.parameters()), example_input.device)
     if example_input.device != device:
         raise InputError(f"The example input is on {example_input.device} but the network on {device}: move one.")
-    try:
-        with torch.no_grad():
-            output = rebuild(network, {id(p): p for p in network.parameters()}).eval()(example_input)
-    except Exception as error:  # whatever the network's own code raises
-        raise InputError(
-            f"The network cannot process the example input of shape {tuple(example_input.shape)}: {_first_line(error)}."
-        ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(example_input):
-        given = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise InputError(f"The network's output must have shape ({len(example_input)}, classes), not {given}.")
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from rlprune.errors import InputError, one_of
 from rlprune.groups import FilterGroup, Slice
-from rlprune.masking import carriers
 
 CRITERIA = ["magnitude", "batchnorm"]
 
@@ -48,8 +47,10 @@ def _magnitude(module: nn.Module, axis: str) -> Tensor | None:
     """L1 norm of what makes each filter, (length of the axis,); None where nothing is made."""
     if axis == "in" or not isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
         return None
-    dim = carriers(module, axis)[0]["weight"]
-    return module.weight.detach().float().abs().movedim(dim, 0).flatten(1).sum(1)
+    weight = module.weight.detach().float().abs()
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):  # (inputs, outputs per group, …) → (outputs, …)
+        weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return weight.flatten(1).sum(1)
 
 
 @torch.no_grad()

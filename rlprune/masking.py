@@ -33,18 +33,21 @@ def carriers(module: nn.Module, axis: str) -> tuple[dict[str, int], tuple[str, .
     Args:
         module: a convolution, linear layer or normalisation of single channels.
         axis: "out" (filters that it makes), "in" (filters that it reads) or
-            "channels" (each is made of the one at the same place: depth-wise convolution, batch norm).
+            "channels" (both at once, for what is made of single channels, as batch norm is, or of
+            whole groups of them, as a grouped or depth-wise convolution is; the places are those it makes).
 
     Returns:
-        tensor name → dimension, and the attributes that state the axis's length.
+        tensor name → dimension, and the attributes that shrink along with the axis, the first of
+        them its length. A dimension may be shorter than the axis: a grouped convolution's weight holds
+        only the places within one group, and what leaves must leave at the same places of every group.
     """
     if isinstance(module, _CONV):
         transposed = isinstance(module, _TRANSPOSED)
-        if axis == "channels" and 1 < module.groups == module.in_channels == module.out_channels:
-            return {"weight": 0, "bias": 0}, ("in_channels", "out_channels", "groups")
-        if axis == "out" and module.groups == 1:
+        if axis == "channels" and module.groups > 1 and (not transposed or module.in_channels == module.out_channels):
+            return {"weight": 0, "bias": 0}, ("out_channels", "in_channels", "groups")
+        if axis == "out":
             return {"weight": int(transposed), "bias": 0}, ("out_channels",)
-        if axis == "in" and module.groups == 1:
+        if axis == "in":
             return {"weight": int(not transposed)}, ("in_channels",)
     elif isinstance(module, nn.Linear):
         if axis == "out":
@@ -95,13 +98,14 @@ def slim(network: nn.Module, groups: Sequence[FilterGroup], masks: Sequence[Tens
         cuts: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
         lengths: list[tuple[nn.Module, str, int]] = []
         for module, axis, keep in _decisions(network, groups, masks):
-            places = keep.nonzero().flatten()
             tensors, attributes = carriers(module, axis)
             for name, dim in tensors.items():
                 tensor = getattr(module, name)
                 if tensor is not None:
+                    places = keep[: tensor.shape[dim]].nonzero().flatten()
                     cuts.setdefault(id(tensor), (tensor, {}))[1][dim] = places.to(tensor.device)
-            lengths += [(module, attribute, len(places)) for attribute in attributes]
+            kept = int(keep.sum())
+            lengths += [(module, name, getattr(module, name) * kept // len(keep)) for name in attributes]
         memo: dict[int, Any] = {key: _like(tensor, _select(tensor, dims)) for key, (tensor, dims) in cuts.items()}
         small = rebuild(network, memo)
         for module, attribute, length in lengths:
@@ -129,10 +133,10 @@ def masked(network: nn.Module, groups: Sequence[FilterGroup], masks: Sequence[Te
     stand_ins = {id(buffer): buffer.clone() for buffer in network.buffers()}
     with torch.no_grad():
         for module, axis, keep in _decisions(network, groups, masks):
-            removed = (~keep).nonzero().flatten()
             for name, dim in carriers(module, axis)[0].items():
                 tensor = getattr(module, name)
                 if tensor is not None:
+                    removed = (~keep[: tensor.shape[dim]]).nonzero().flatten()
                     if id(tensor) not in stand_ins:
                         stand_ins[id(tensor)] = _like(tensor, tensor.detach().clone())
                     fill = 1 if name == "running_var" else 0
@@ -213,12 +217,20 @@ def _decisions(
     for (name, axis), keep in keeps.items():
         module = modules.get(name)
         found = carriers(module, axis) if module is not None else None
-        if found is None or getattr(module, found[1][0]) != len(keep):
+        if found is None or getattr(module, found[1][0]) != len(keep) or not _whole(module, axis, keep):
             raise InputError(
                 f"The groups were traced on another network: this one has no module {name!r} with {len(keep)} "
                 f"{axis if axis == 'channels' else axis + 'put channels'}. Trace this network."
             )
         yield module, axis, keep
+
+
+def _whole(module: nn.Module, axis: str, keep: Tensor) -> bool:
+    """Whether a convolution's groups leave as a whole ("channels"), or keep the same places in each ("in", "out")."""
+    if not isinstance(module, _CONV):
+        return True
+    blocks = keep.view(module.groups, -1)
+    return bool((blocks == (blocks[:, :1] if axis == "channels" else blocks[:1])).all())
 
 
 def _select(tensor: Tensor, places: dict[int, Tensor]) -> Tensor:

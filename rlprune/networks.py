@@ -1,4 +1,4 @@
-"""VGG and ResNet of the CIFAR kind (3×32×32 in, a 3×3 stem, one linear layer out).
+"""VGG and ResNet of the CIFAR kind (3×32×32 in, a 3×3 stem, one linear layer out), and torchvision's by name.
 
 VGG: Simonyan & Zisserman 2015, with batch norm and a single 512→classes linear
 layer (arXiv 2110.08558, section 4). ResNet-18/34/50: He et al. 2016 with the
@@ -31,7 +31,10 @@ class VGG(nn.Module):
                 modules.append(nn.MaxPool2d(2))
             else:
                 # batch norm adds the bias, so the convolution has none
-                modules += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
+                conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+                if modules:  # a plain network learns faster if at first it passes its inputs on (Jordan 2024)
+                    nn.init.dirac_(conv.weight.data[:channels])
+                modules += [conv, nn.BatchNorm2d(width)]
                 modules.append(nn.ReLU(inplace=True))
                 channels = width
         self.features = nn.Sequential(*modules)
@@ -86,6 +89,9 @@ class ResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages(torch.relu(self.stem(x)))
@@ -102,29 +108,37 @@ RESNET_LAYERS: dict[str, tuple[list[int], list[int], bool]] = {
 }
 
 NAMES = [*VGG_LAYERS, *RESNET_LAYERS]
+TORCHVISION = "torchvision."  # before the name of one of torchvision's classification networks
 
 
 def build(name: str, classes: int = 10, seed: int = 0) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or "torchvision." and the name of one of its networks, such as "torchvision.resnet50".
         classes: size of the output.
         seed: of the initial weights; torch's global generator is left as it was.
 
     Raises:
         InputError: the name is unknown.
     """
-    one_of("network", name, NAMES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name in VGG_LAYERS:
-            network: nn.Module = VGG(VGG_LAYERS[name], classes)
+        if name.startswith(TORCHVISION):
+            network = _of_torchvision(name.removeprefix(TORCHVISION), classes)
+        elif name in VGG_LAYERS:
+            network = VGG(VGG_LAYERS[name], classes)
         else:
+            one_of("network", name, [*NAMES, f"{TORCHVISION}<one of its classification networks>"])
             blocks, widths, bottleneck = RESNET_LAYERS[name]
             network = ResNet(blocks, widths, bottleneck, classes)
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     network.architecture = {"name": name, "classes": classes}  # a saved result names it
     return network
+
+
+def _of_torchvision(name: str, classes: int) -> nn.Module:
+    from rlprune._torchvision import torchvision
+
+    models = torchvision().models
+    one_of("network of torchvision", name, models.list_models(module=models))
+    return models.get_model(name, weights=None, num_classes=classes)

@@ -1,5 +1,6 @@
 """What every method returns: a network within budget, and how it was found."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,7 @@ from torch import Tensor, nn
 
 from rlprune.errors import InputError
 from rlprune.files import load_weights, read_json, save_weights, write_atomically, write_json
-from rlprune.groups import trace
-from rlprune.masking import slim
+from rlprune.masking import rebuild
 from rlprune.networks import build
 
 
@@ -46,13 +46,20 @@ class PruningResult:
     input_shape: tuple[int, ...]
     architecture: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``weights.pt`` (tensors only), ``pruning.json`` and ``history.csv``; no code is stored."""
+    def save(self, folder: str | Path, half: bool = False) -> Path:
+        """Write ``weights.pt``, ``pruning.json`` (what was decided, every layer's sizes) and ``history.csv``.
+
+        Tensors and text only, no code. With ``half``, weights are stored as float16; `load` gives float32 again.
+
+        Raises:
+            InputError: a weight is too large for half precision.
+        """
         folder = Path(folder)
-        save_weights(self.network, folder / "weights.pt")
+        save_weights(self.network, folder / "weights.pt", half)
         description = {
             "method": self.method,
             "architecture": self.architecture,
+            "layers": _layers(self.network),
             "input_shape": list(self.input_shape),
             "masks": ["".join("01"[int(keep)] for keep in mask) for mask in self.masks],
             "widths": self.widths,
@@ -66,32 +73,113 @@ class PruningResult:
         return folder
 
     def export_onnx(self, path: str | Path) -> Path:
-        """Write the network as ONNX with a free batch size; inputs are normalised images (N, C, H, W)."""
-        device = next(self.network.parameters()).device
-        example = torch.zeros(1, *self.input_shape, device=device)
+        """Write the network as ONNX with a free batch size; inputs are normalised images (N, C, H, W).
+
+        Where onnxruntime is installed the file's output is compared with the network's.
+
+        Raises:
+            InputError: the network cannot be expressed, or the file computes something else.
+        """
+        example = self._example()
 
         def write(partial: Path) -> None:
-            torch.onnx.export(
-                self.network.eval(),
-                (example,),
-                str(partial),
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
-                dynamo=False,  # the newer exporter needs a further package and does the same here
-            )
+            try:
+                with warnings.catch_warnings(action="ignore"):  # this exporter calls itself legacy
+                    torch.onnx.export(
+                        self.network.eval(),
+                        (example,),
+                        str(partial),
+                        input_names=["images"],
+                        output_names=["logits"],
+                        dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+                        dynamo=False,  # the newer exporter needs a further package and does the same here
+                    )
+            except Exception as error:  # whatever an operator without an ONNX form leads to
+                raise InputError(f"The network cannot be written as ONNX: {str(error).splitlines()[0]}.") from error
+            self._compare(partial, example)
 
         write_atomically(path, write)
         return Path(path)
 
+    def export_program(self, path: str | Path) -> Path:
+        """Write the network as a `torch.export` program (usually ``.pt2``) with a free batch size.
+
+        ``torch.export.load(path).module()`` computes the logits in any process with torch, without rlprune.
+        """
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(self.network.eval(), (self._example(),), dynamic_shapes=({0: batch},))
+        write_atomically(path, lambda partial: _save_program(program, partial))
+        return Path(path)
+
+    def _example(self) -> Tensor:
+        """Two random inputs; of one alone an exporter would take the batch size for a constant."""
+        generator = torch.Generator().manual_seed(0)
+        device = next(self.network.parameters()).device
+        return torch.randn(2, *self.input_shape, generator=generator).to(device)
+
+    def _compare(self, path: Path, example: Tensor) -> None:
+        """Raise `InputError` if onnxruntime, where it is installed, computes something else."""
+        try:
+            import onnxruntime
+        except ImportError:
+            return
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        with torch.no_grad():
+            expected = self.network(example).cpu()
+        logits = torch.from_numpy(session.run(None, {"images": example.cpu().numpy()})[0])
+        error = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        if not error <= 1e-4:
+            raise InputError(f"The ONNX file computes something else than the network (relative error {error:.1e}).")
+
+
+def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    with path.open("wb") as file, warnings.catch_warnings(action="ignore"):  # of tensors in channels-last
+        torch.export.save(program, file)
+
+
+# what a layer states of its own size, beside the shapes of its tensors
+_SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters")
+
+
+def _layers(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Kind, sizes and tensor shapes of every module that holds tensors."""
+    layers = {}
+    for name, module in network.named_modules():
+        tensors = {**module._parameters, **module._buffers}
+        shapes = {key: list(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
+        if shapes:
+            sizes = {key: value for key in _SIZES if isinstance(value := module.__dict__.get(key), int)}
+            layers[name] = {"kind": type(module).__name__, **sizes, "tensors": shapes}
+    return layers
+
+
+def _resize(network: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
+    """Give every module the sizes of `_layers`, in place; what its tensors held is lost.
+
+    Raises:
+        AttributeError, KeyError: the network has no such module or tensor.
+    """
+    for name, layer in layers.items():
+        module = network.get_submodule(name)
+        if type(module).__name__ != layer["kind"]:
+            raise KeyError(name)
+        for key, shape in layer["tensors"].items():
+            store = module._parameters if key in module._parameters else module._buffers
+            if list(store[key].shape) != shape:
+                values = torch.empty(shape, dtype=store[key].dtype, device=store[key].device)
+                store[key] = nn.Parameter(values) if isinstance(store[key], nn.Parameter) else values
+        for key in _SIZES:
+            if key in layer:
+                setattr(module, key, layer[key])
+
 
 def load(folder: str | Path, network: nn.Module | None = None) -> PruningResult:
-    """A saved result.
+    """A saved result, without tracing or searching anything again.
 
     Args:
         folder: as given to `PruningResult.save`.
-        network: the unpruned network (its weights do not matter), needed when it
-            was not one of `rlprune.networks`.
+        network: the unpruned network (its weights do not matter, and it stays as it is), needed
+            when it was not one of `rlprune.networks.build`.
 
     Raises:
         InputError: something is absent, cut off, or of another network.
@@ -102,13 +190,17 @@ def load(folder: str | Path, network: nn.Module | None = None) -> PruningResult:
         if not description["architecture"]:
             raise InputError(f"{folder} holds a pruned network of your own: hand its unpruned architecture to load().")
         network = build(**description["architecture"])
-    groups = trace(network, torch.zeros(1, *description["input_shape"]))
-    masks = [torch.tensor([letter == "1" for letter in mask]) for mask in description["masks"]]
-    pruned = slim(network, groups, masks)
+    pruned = rebuild(network, {})
+    try:
+        _resize(pruned, description["layers"])
+    except (AttributeError, KeyError) as error:
+        raise InputError(f"{folder} holds a pruned network of another architecture: hand load() the right one.") from (
+            error
+        )
     load_weights(pruned, folder / "weights.pt")
     return PruningResult(
         network=pruned.eval(),
-        masks=masks,
+        masks=[torch.tensor([letter == "1" for letter in mask]) for mask in description["masks"]],
         costs=description["costs"],
         history=pd.read_csv(folder / "history.csv"),
         widths={name: tuple(pair) for name, pair in description["widths"].items()},

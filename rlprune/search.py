@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,28 @@ from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.groups import trace
+from rlprune.own import OwnData, dataset_of
 from rlprune.result import PruningResult
 from rlprune.training import Training, fit
 
 EPISODES_PER_UPDATE = 10
+KEPT = 10  # decisions remembered, for a noisy cost may refuse the best when it is measured again
 
 
 def prune(
     network: nn.Module,
     example_input: Tensor,
     budgets: Sequence[Budget],
-    data: Dataset,
+    data: OwnData | None = None,
     episodes: int = 200,
     action: str = "layerwise",
     seed: int = 0,
+    evaluate: Callable[[nn.Module], float] | None = None,
     criterion: str = "magnitude",
     fit_budget: str = "shrink",
+    minimum: int = 1,
+    multiple: int = 1,
+    exclude: Sequence[str | type[nn.Module]] = (),
     evaluation: dict[str, Any] | None = None,
     agent: dict[str, Any] | None = None,
     finetune: Training | None = None,
@@ -47,33 +53,46 @@ def prune(
 
     Args:
         network: trained; untouched.
-        example_input: one input, (1, C, H, W), on the network's device.
+        example_input: (N, C, H, W), on the network's device; a latency is that of all N.
         budgets: all of them are met by what is returned, measured on it.
-        data: its training split recalibrates batch norm, its validation split gives
-            the reward; its test split is not touched.
+        data: whatever `rlprune.own.dataset_of` takes. Its training split recovers pruned networks,
+            its validation split gives the reward; a test split is not touched.
         episodes: pruned networks that the agent decides on, rounded up to whole updates of `EPISODES_PER_UPDATE`.
         action: see `rlprune.env.ACTIONS`.
-        seed: of the agent.
+        seed: of the agent, and of the division of data of one's own.
+        evaluate: slim network → number to be maximised, in place of the accuracy on
+            validation images. Without data, pruned networks are judged unrecovered.
         criterion: which filters of a group stay, see `rlprune.importance.scores`.
         fit_budget: how a decision over budget is brought within it, see `Candidates.fit`.
+        minimum: filters that every group keeps at least.
+        multiple: what is kept of a group is a multiple of this, or all of it: for vector units and tensor cores.
+        exclude: layers, by name or type, whose filters stay, see `rlprune.trace`.
         evaluation: options of `rlprune.evaluate.Evaluator`.
         agent: options of `rlprune.agent.PPOOptions`, over this function's own defaults.
-        finetune: a schedule to train the pruned network with; None leaves it recalibrated only.
+        finetune: a schedule to train the pruned network with; None leaves it recovered without training.
         checkpoint: a file written after every update of the agent. If it is there,
             the search goes on from it and ends as if never stopped; it is left in place.
-        progress: show a bar.
+        progress: print the budgets' table and show a bar.
 
     Raises:
-        InputError: bad options; or a budget that cannot be met, before any search.
+        InputError: bad options; or budgets that cannot be met, before any search.
     """
     if episodes < 1:
         raise InputError(f"A search needs at least 1 episode, not {episodes}.")
+    if data is None and finetune is not None:
+        raise InputError("Fine-tuning needs data: give data, or leave finetune out.")
     start = time.perf_counter()
-    groups = trace(network, example_input)
-    evaluator = Evaluator(network, groups, data, **(evaluation or {}))
-    env = PruningEnv(network, example_input, budgets, evaluator, action, groups, criterion, fit_budget)
+    groups = trace(network, example_input, exclude)
+    images = dataset_of(data, example_input, seed) if data is not None else None
+    evaluator = Evaluator(network, groups, images, evaluate, **(evaluation or {}))
+    env = PruningEnv(
+        network, example_input, budgets, evaluator, action, groups, criterion, fit_budget, minimum, multiple
+    )
+    if progress:
+        print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
     ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=_options(env, episodes, agent or {}))
-    run = _fingerprint(env, data, asdict(ppo.options), [episodes, seed, criterion, fit_budget, evaluation])
+    rest = [episodes, seed, criterion, fit_budget, minimum, multiple, evaluation]
+    run = _fingerprint(env, images, asdict(ppo.options), rest)
     log = _Log(env, episodes, progress)
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
@@ -93,23 +112,15 @@ def prune(
         log.take(ppo)
         if len(log.rows) < episodes:
             ppo.learn((episodes - len(log.rows)) * len(groups), callback=after_update)
-    if log.best is None:
+    if not log.best:
         raise InputError(
             f"None of {len(log.rows)} networks met the budget: use fit_budget='shrink', or search for longer."
         )
-    masks = env.candidates.masks(log.best["widths"])
-    result = finish(
-        env.candidates,
-        masks,
-        evaluator.candidate,
-        log.rows,
-        log.best["reward"],
-        len(log.rows),
-        time.perf_counter() - start,
-        action,
-    )
+    seconds = time.perf_counter() - start
+    ranked = [decision["widths"] for decision in log.best]
+    result = finish(env.candidates, ranked, evaluator, log.rows, len(log.rows), seconds, action)
     if finetune is not None:
-        fit(result.network, data, finetune, seed, teacher=network.eval(), progress="fine-tune" if progress else None)
+        fit(result.network, images, finetune, seed, teacher=network.eval(), progress="fine-tune" if progress else None)
     return result
 
 
@@ -138,16 +149,18 @@ class _Log:
     def __init__(self, env: PruningEnv, episodes: int, progress: bool) -> None:
         self.env, self.names = env, [budget.name for budget in env.candidates.budgets]
         self.rows: list[dict[str, float]] = []
-        self.best: dict[str, Any] | None = None
+        self.best: list[dict[str, Any]] = []  # feasible decisions, the best first
         self.taken = 0  # of env.episodes
         self.multipliers: list[float] = []  # λ under which the next episodes are played
-        self.bar = tqdm(total=episodes, desc="search", disable=not progress)
+        self.bar = tqdm(total=episodes, desc="search", mininterval=1, disable=not progress)
 
     def take(self, agent: LagrangianPPO) -> None:
         """Add the episodes that have ended since the last call, with the λ under which they were played."""
         for episode in self.env.episodes[self.taken :]:
-            if episode["feasible"] and (self.best is None or episode["reward"] > self.best["reward"]):
-                self.best = {"reward": episode["reward"], "widths": episode["widths"]}
+            if episode["feasible"] and all(known["widths"] != episode["widths"] for known in self.best):
+                self.best.append({"reward": episode["reward"], "widths": episode["widths"]})
+                # a stable sort: of equal rewards the first found stays first
+                self.best = sorted(self.best, key=lambda known: -known["reward"])[:KEPT]
             row = {
                 "episode": len(self.rows) + 1,
                 "steps": (len(self.rows) + 1) * len(self.env.groups),
@@ -156,7 +169,7 @@ class _Log:
             }
             row |= dict(zip(self.names, episode["asked"], strict=True))
             row |= {f"lambda_{name}": x for name, x in zip(self.names, self.multipliers, strict=True)}
-            row |= {"best": self.best["reward"] if self.best else float("nan"), "seconds": episode["seconds"]}
+            row |= {"best": self.best[0]["reward"] if self.best else float("nan"), "seconds": episode["seconds"]}
             self.rows.append(row)
         self.taken = len(self.env.episodes)
         self.multipliers = agent.multipliers.tolist()
@@ -179,15 +192,13 @@ class _Log:
         self.rows, self.best = state["rows"], state["best"]
 
 
-def _fingerprint(env: PruningEnv, data: Dataset, options: dict[str, Any], rest: list[Any]) -> str:
+def _fingerprint(env: PruningEnv, data: Dataset | None, options: dict[str, Any], rest: list[Any]) -> str:
     """Tells one search from another; a checkpoint carries it."""
     budgets = [[budget.name, float(limit)] for budget, limit in zip(env.candidates.budgets, env.limits, strict=True)]
     what = [
         weights_hash(env.candidates.network),
         budgets,
-        data.sha256,
-        data.split_seed,
-        len(data.validation),
+        [data.sha256, data.split_seed, len(data.validation)] if data is not None else None,
         options,
         rest,
     ]

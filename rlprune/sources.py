@@ -76,7 +76,7 @@ def fetch(name: str, folder: str | Path | None = None) -> Path | None:
     """Make sure that a dataset is at hand; download it from its official source if not.
 
     torchvision checks the archive's published md5. An archive that lies in
-    ``folder`` already (from ``dvc pull data.dvc``, say) is used without a network.
+    ``folder`` already (from ``dvc update data.dvc``, say) is used without a network.
 
     Returns:
         the path of ``<name>.npz``, or None for ``digits``, which needs no file.

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,13 @@ def half_precision(device: torch.device | str) -> contextlib.AbstractContextMana
     return torch.autocast(device.type, torch.bfloat16) if native else contextlib.nullcontext()
 
 
+def cpu() -> dict[str, Any]:
+    """What torch knows of the processor: its name and instruction sets; empty before torch 2.13."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
 def _cpu_has_bfloat16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = cpu()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
@@ -144,10 +150,12 @@ def fit(
         history = state["history"]
     earlier = history[-1]["seconds"] if history else 0.0
     start = time.perf_counter()
-    bar = tqdm(total=training.epochs * steps, initial=len(history) * steps, desc=progress, disable=progress is None)
-    with bar:
+    done, total = len(history) * steps, training.epochs * steps
+    # an executed notebook keeps every line that the bar writes, hence not more than one a second
+    with tqdm(total=total, initial=done, desc=progress, mininterval=1, disable=progress is None) as bar:
         for epoch in range(len(history) + 1, training.epochs + 1):
-            row = _epoch(network, data, training, optimizer, schedule, generator, teacher, bar)
+            batches = data.augmented(training.batch_size, generator, epoch)
+            row = _epoch(network, batches, training, optimizer, schedule, teacher, bar)
             row["validation_accuracy"] = accuracy(network, data, data.validation)
             seconds = earlier + time.perf_counter() - start
             history.append({"epoch": epoch, **row, "seconds": seconds})
@@ -167,20 +175,20 @@ def fit(
 
 def _epoch(
     network: nn.Module,
-    data: Dataset,
+    batches: Iterable[tuple[Tensor, Tensor]],
     training: Training,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    generator: torch.Generator,
     teacher: nn.Module | None,
     bar: tqdm,
 ) -> dict[str, float]:
     """One pass over the training split: mean loss, accuracy in percent, images per second."""
     network.train()
-    total_loss, correct = torch.zeros((), device=data.device), torch.zeros((), device=data.device)
+    device = next(network.parameters()).device
+    total_loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     start, seen = time.perf_counter(), 0
-    for images, labels in data.augmented(training.batch_size, generator):
-        with half_precision(data.device):
+    for images, labels in batches:
+        with half_precision(device):
             logits = network(images)
             imitated = None
             if teacher is not None and training.distillation > 0:
@@ -222,12 +230,21 @@ def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
 
 
+def suitable_batch(images: Tensor) -> int:
+    """How many of these images (N, C, H, W) go through a network at a time: as many pixels as 250 of 32×32.
+
+    More was no faster on two CPU cores, and images of 224×224 want the memory.
+    """
+    return max(8, 250 * 32 * 32 // (images.shape[-2] * images.shape[-1]))
+
+
 @torch.no_grad()
-def accuracy(network: nn.Module, data: Dataset, split: Split, batch_size: int = 250) -> float:
+def accuracy(network: nn.Module, data: Dataset, split: Split) -> float:
     """Percent of a split's images that the network classifies rightly, in evaluation mode."""
     training = network.training
     network.eval()
     correct = torch.zeros((), device=data.device)
+    batch_size = suitable_batch(split.images)
     for start in range(0, len(split), batch_size):
         part = split[slice(start, start + batch_size)]
         with half_precision(data.device):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rlprune import data, sources
 from rlprune.errors import InputError
+from rlprune.own import from_tensors
 
 
 def arrays(n=20, m=10):
@@ -56,7 +57,7 @@ def test_normalised_training_images_have_zero_mean_and_unit_variance(digits):
 
 def test_augmentation_is_a_crop_of_the_padded_image(digits):
     generator = torch.Generator().manual_seed(0)
-    size, pad = 32, digits.PAD
+    size, pad = 32, digits.pad
     known = {}
     for image, label in zip(digits.padded[:, :, :, 0], digits.train.labels, strict=True):
         windows = image.unfold(0, size, 1).unfold(1, size, 1).reshape(-1, size * size)
@@ -71,13 +72,24 @@ def test_augmentation_is_a_crop_of_the_padded_image(digits):
     assert hits > seen / 30  # the diagonal windows are 9 of the 81 that a crop may take
 
 
-def test_mirror_images_only_where_they_keep_their_class():
-    gradient = torch.arange(32, dtype=torch.uint8).expand(40, 3, 32, 32).contiguous()
+def test_every_image_is_mirrored_in_every_other_epoch_if_it_keeps_its_class():
+    rising = torch.arange(32, dtype=torch.uint8).expand(40, 3, 32, 32).clone()
+    rising[:, 0, :, 0] = torch.arange(40, dtype=torch.uint8)[:, None]  # tells the images apart
     for flip in (True, False):
-        own = data.from_tensors(gradient, torch.zeros(40), flip=flip)
-        (images, _), *_ = own.augmented(32, torch.Generator().manual_seed(0))
-        mirrored = (images[:, 0, 0, 12] > images[:, 0, 0, 18]).sum()
-        assert (0 < mirrored < 32) if flip else mirrored == 0
+        own = from_tensors(rising, torch.zeros(40, dtype=torch.long), flip=flip)
+        sides = [set(), set()]
+        for epoch in (0, 1):
+            (images, _), *_ = own.augmented(32, torch.Generator().manual_seed(0), epoch)
+            for image in images:
+                mirrored = bool(image[1, 0, 12] > image[1, 0, 18])
+                sides[epoch].add((round(float(image[0, 0, 31 if mirrored else 0]), 3), mirrored))
+        assert len(sides[0]) == len(sides[1]) == 32
+        if flip:
+            assert sides[1] == {(name, not mirrored) for name, mirrored in sides[0]}
+            assert 0 < sum(mirrored for _, mirrored in sides[0]) < 32
+        else:
+            assert sides[0] == sides[1]
+            assert not any(mirrored for _, mirrored in sides[0])
 
 
 def test_npz_round_trip_and_hash(tmp_path):
@@ -175,8 +187,3 @@ def test_copy_of_cifar10_says_what_it_is(cifar_folder):
     assert torch.equal(torch.bincount(dataset.test.labels), torch.full((10,), 1000))
     if dataset.sha256 in sources.KNOWN_COPIES:
         assert "104 of 60,000 images" in dataset.source
-
-
-def test_own_tensors_are_checked():
-    with pytest.raises(InputError, match="must be a uint8 tensor"):
-        data.from_tensors(torch.zeros(4, 3, 8, 8), torch.zeros(4))

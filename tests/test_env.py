@@ -90,7 +90,7 @@ def test_size_of_the_observation_does_not_depend_on_the_network(digits):
 def test_bad_input(trained, digits):
     with pytest.raises(InputError, match="Unknown action space 'columnwise'"):
         PruningEnv(trained, digits.example, BUDGETS, reward=lambda m: 0.0, action="columnwise")
-    with pytest.raises(InputError, match="cannot be met: with 1 .* still costs 82"):
+    with pytest.raises(InputError, match="cannot be met: the smallest .* is 82"):
         PruningEnv(trained, digits.example, [Budget(costs.parameters, 1e-4)], reward=lambda m: 0.0)
     env = PruningEnv(trained, digits.example, BUDGETS, reward=lambda m: 0.0)
     env.reset()

@@ -1,7 +1,9 @@
 """The evaluator: recovered candidates, alive rewards, equal masks measured once."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from torch import nn
 
 from rlprune import evaluate, masking, trace
@@ -26,7 +28,7 @@ def masks_of(groups, share, seed=0):
 def test_recalibration_measures_mean_and_variance():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     images = torch.randn(64, 3, 8, 8) * 3 + 5
-    evaluate.recalibrate(network, images, batch_size=16)
+    evaluate.recalibrate(network, images)
     features = network[0](images)
     assert torch.allclose(network[1].running_mean, features.mean((0, 2, 3)), rtol=0.02, atol=0.02)
     assert torch.allclose(network[1].running_var, features.var((0, 2, 3)), rtol=0.1)
@@ -48,7 +50,55 @@ def test_a_candidate_is_the_slim_network_of_its_masks(digits, trained, example):
     network = evaluate.Evaluator(trained, groups, digits).candidate(masks)
     slim = masking.slim(trained, groups, masks)
     assert [tuple(p.shape) for p in network.parameters()] == [tuple(p.shape) for p in slim.parameters()]
-    assert torch.equal(network.classifier.weight, slim.classifier.weight)
+    assert torch.equal(network.features[0].weight, slim.features[0].weight)
+    kept = evaluate.Evaluator(trained, groups, digits, ridge=0).candidate(masks)
+    assert torch.equal(kept.classifier.weight, slim.classifier.weight)
+
+
+@pytest.mark.parametrize(("images", "bias"), [(300, True), (300, False), (12, True)])
+def test_refit_is_ridge_regression(images, bias):
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 20), nn.ReLU(), nn.Linear(20, 4, bias=bias)).eval()
+    batch = torch.randn(images, 3, 4, 4, generator=generator)
+    target = torch.randn(images, 4, generator=generator)
+    with evaluate.half_precision("cpu"):
+        features = network[:3](batch).double().detach().numpy()
+    assert evaluate.refit(network, batch, target, ridge=0.1)
+    centred = features - features.mean(0) if bias else features
+    expected = Ridge(alpha=0.1 * (centred**2).sum() / 20, fit_intercept=bias).fit(features, target.double().numpy())
+    assert np.allclose(network[3].weight.detach().numpy(), expected.coef_, atol=1e-4)
+    if bias:
+        assert np.allclose(network[3].bias.detach().numpy(), expected.intercept_, atol=1e-4)
+
+
+def test_refit_leaves_a_network_without_a_last_linear_layer_alone():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    before = network[0].weight.clone()
+    assert not evaluate.refit(network, torch.randn(8, 3, 4, 4), torch.randn(8, 4))
+    assert torch.equal(network[0].weight, before)
+
+
+def test_refit_revives_what_recalibration_cannot(digits, trained, example):
+    groups = trace(trained, example)
+    masks = [masks_of(groups, 0.15, seed) for seed in range(5)]
+    again = evaluate.Evaluator(trained, groups, digits)
+    never = evaluate.Evaluator(trained, groups, digits, ridge=0)
+    assert sum(again(m) - never(m) for m in masks) / 5 > 10
+
+
+def test_own_measure_takes_the_place_of_accuracy(trained, example, digits):
+    groups = trace(trained, example)
+    evaluator = evaluate.Evaluator(trained, groups, None, lambda network: sum(p.numel() for p in network.parameters()))
+    masks = masks_of(groups, 0.5)
+    slim = masking.slim(trained, groups, masks)
+    assert evaluator(masks) == sum(p.numel() for p in slim.parameters())
+    for value, words in ((float("nan"), "finite number"), ("good", "not 'good'")):
+        with pytest.raises(InputError, match=words):
+            evaluate.Evaluator(trained, groups, None, lambda network, value=value: value)(masks)
+    with pytest.raises(InputError, match=r"evaluate\(network\) failed with ZeroDivisionError"):
+        evaluate.Evaluator(trained, groups, digits, lambda network: 1 / 0)(masks)
+    with pytest.raises(InputError, match="nothing to judge"):
+        evaluate.Evaluator(trained, groups, None)
 
 
 def test_equal_masks_are_measured_once(digits, trained, example):

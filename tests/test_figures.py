@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rlprune import figures, tables
+from rlprune import figures, reports, tables
 from rlprune.errors import InputError
 
 LAYERS = {f"features.{3 * i}": size for i, size in enumerate([64, 128, 256, 256, 512, 512, 512, 512])}
@@ -121,7 +121,7 @@ def reported(root):
     folder.mkdir()
     (folder / "curves_gone.png").write_text("of an earlier report")
     (folder / "notes.txt").write_text("mine")
-    return folder, figures.report("quick", ["digits_vgg11_10"], folder, root)
+    return folder, reports.report("quick", ["digits_vgg11_10"], folder, root)
 
 
 def test_table_means_and_deviations_over_seeds(root):
@@ -213,7 +213,7 @@ def test_report_writes_every_file_and_removes_stale_figures(reported):
 
 
 def test_report_again_gives_the_same_bytes(reported, root, tmp_path):
-    figures.report("quick", ["digits_vgg11_10"], tmp_path, root)
+    reports.report("quick", ["digits_vgg11_10"], tmp_path, root)
     files = [file for file in reported[0].iterdir() if file.name != "notes.txt"]
     assert all((tmp_path / file.name).read_bytes() == file.read_bytes() for file in files)
 
@@ -223,16 +223,16 @@ def test_a_failing_report_leaves_the_old_one(tmp_path, monkeypatch):
     folder = tmp_path / "reports"
     folder.mkdir()
     (folder / "results.md").write_text("old")
-    monkeypatch.setattr(figures, "widths", lambda metrics: 1 / 0)
+    monkeypatch.setattr(reports, "widths", lambda metrics: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        figures.report("quick", [name], folder, tmp_path / "results")
+        reports.report("quick", [name], folder, tmp_path / "results")
     assert [file.name for file in folder.iterdir()] == ["results.md"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["reports", "results"]
 
 
 def test_report_without_an_agent_has_no_curves(tmp_path):
     name = make(tmp_path / "results", methods=("uniform", "taylor"))
-    figures.report("quick", [name], tmp_path / "reports", tmp_path / "results")
+    reports.report("quick", [name], tmp_path / "reports", tmp_path / "results")
     assert not list((tmp_path / "reports").glob("curves_*"))
     assert "curves_" not in (tmp_path / "reports" / "results.md").read_text()
 
@@ -388,3 +388,14 @@ def test_no_network_is_loaded():
         names = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
         assert {name for name in names if name.startswith("rlprune")} <= {"rlprune.tables", "rlprune.errors"}
         assert "import torch" not in Path(module.__file__).read_text()
+
+
+def test_before_and_after_shows_each_cost_and_layer():
+    kept = {name: (size // 3, size) for name, size in LAYERS.items()}
+    costs = {"latency": {"value": 2.1, "unpruned": 5.0, "limit": 2.5}, "accuracy": {"value": 91.0, "unpruned": 92.5}}
+    figure = figures.before_and_after(kept, costs)
+    axes = [axis for part in figure.subfigs for axis in part.axes]
+    assert [axis.get_title(loc="left") for axis in axes] == ["Latency (ms)", "Accuracy (%)", "Filters per layer"]
+    assert [bar.get_height() for bar in axes[0].patches] == [5.0, 2.1]
+    assert [len(axis.lines) for axis in axes[:2]] == [1, 0]  # the budget
+    assert [bar.get_height() for bar in axes[2].patches] == [*LAYERS.values(), *(k for k, _ in kept.values())]

@@ -6,6 +6,7 @@ from torch import nn
 
 from rlprune.errors import InputError
 from rlprune.groups import trace
+from rlprune.masking import slim
 from rlprune.networks import NAMES, build
 
 IMAGES = torch.zeros(2, 3, 32, 32)
@@ -118,11 +119,45 @@ def unsafe_networks():
         Small(lambda self, x: self.last(pooled(self.conv(x)).view(-1, 8)), conv=conv, last=last),
     )
     yield (
-        "grouped convolution",
+        "pixels made of filters",
         Small(
-            lambda self, x: self.last(pooled(self.g(self.conv(x)))),
+            lambda self, x: self.last(pooled(nn.functional.pixel_shuffle(self.conv(x), 2))),
             conv=conv,
-            g=nn.Conv2d(8, 8, 1, groups=2),
+            last=nn.Linear(2, 2),
+        ),
+    )
+    yield (
+        "channel shuffle",
+        Small(
+            lambda self, x: self.last(pooled(self.conv(x).unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2))),
+            conv=conv,
+            last=last,
+        ),
+    )
+    yield (
+        "filters in two halves of fixed size",
+        Small(
+            lambda self, x: self.last(pooled(torch.cat([(y := self.conv(x))[:, :4], y[:, 4:].exp()], 1))),
+            conv=conv,
+            last=last,
+        ),
+    )
+    yield (
+        "layer norm and a scale of the network's own",
+        Small(
+            lambda self, x: self.last(self.norm(pooled(self.conv(x)) * self.scale)),
+            conv=conv,
+            norm=nn.LayerNorm(8),
+            scale=nn.Parameter(torch.ones(8)),
+            last=last,
+        ),
+    )
+    yield (
+        "one scale for each filter",
+        Small(
+            lambda self, x: self.last(pooled(self.conv(x)) * self.scale),
+            conv=conv,
+            scale=nn.Parameter(torch.ones(8)),
             last=last,
         ),
     )
@@ -158,13 +193,170 @@ def test_a_hidden_fault_in_one_group_spares_the_others():
     assert [name for name, _ in groups.skipped] == ["b"]
 
 
-def test_a_branch_that_runs_in_training_only_counts():
+@pytest.mark.parametrize(("size", "prunable"), [(-1, True), (8, False)])
+def test_a_branch_that_runs_in_training_only_counts(size, prunable):
     def forward(self, x):
-        y = self.conv(x)
-        return self.last(pooled(y)) + self.extra(pooled(y)) if self.training else self.last(pooled(y))
+        y = pooled(self.conv(x))
+        return self.last(y) + self.extra(y.view(len(y), size)) if self.training else self.last(y)
 
     network = Small(forward, conv=nn.Conv2d(3, 8, 3), extra=nn.Linear(8, 2), last=nn.Linear(8, 2)).eval()
-    assert [name for name, _ in trace(network, IMAGES).skipped] == ["conv"]
+    groups = trace(network, IMAGES)
+    if not prunable:
+        assert (len(groups), [name for name, _ in groups.skipped]) == (0, ["conv"])
+        assert "in training" in groups.skipped[0][1]
+        return
+    assert groups.skipped == []
+    assert {("extra", "in"), ("last", "in")} < parts(groups[0])
+    small = slim(network, groups, [torch.arange(8) < 3]).train()
+    assert small.extra.in_features == 3
+    assert small(IMAGES).shape == (2, 2)
+    assert not network.training
+
+
+def tied(**layers):
+    """A chain of layers, then a linear layer."""
+    chain = list(layers)
+
+    def forward(self, x):
+        for name in chain:
+            x = getattr(self, name)(x)
+        return self.last(pooled(x))
+
+    return Small(forward, **layers, last=nn.Linear(layers[chain[-1]].out_channels, 2))
+
+
+def units(group):
+    """Module and axis → the places of each filter."""
+    return {
+        (part.module, part.axis): [sorted(part.index[part.source == one].tolist()) for one in range(group.size)]
+        for part in group.slices
+    }
+
+
+def test_of_many_narrow_groups_whole_ones_leave():
+    network = tied(conv=nn.Conv2d(3, 8, 3), grouped=nn.Conv2d(8, 12, 3, groups=4))
+    (group,) = trace(network, IMAGES)
+    assert (group.name, group.size) == ("conv", 4)
+    assert units(group) == {
+        ("conv", "out"): [[0, 1], [2, 3], [4, 5], [6, 7]],
+        ("grouped", "channels"): [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]],
+        ("last", "in"): [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]],
+    }
+    small = slim(network, [group], [torch.tensor([True, False, True, True])])
+    assert (small.grouped.groups, small.grouped.in_channels, small.grouped.out_channels) == (3, 6, 9)
+    assert small.grouped.weight.shape == (9, 2, 3, 3)
+    assert torch.equal(small.grouped.weight[3:], network.grouped.weight[6:])
+
+
+def test_of_few_wide_groups_the_same_positions_leave():
+    network = tied(conv=nn.Conv2d(3, 8, 3), grouped=nn.Conv2d(8, 6, 3, groups=2))
+    first, second = trace(network, IMAGES)
+    assert units(first) == {
+        ("conv", "out"): [[0, 4], [1, 5], [2, 6], [3, 7]],
+        ("grouped", "in"): units(first)["conv", "out"],
+    }
+    assert units(second) == {("grouped", "out"): [[0, 3], [1, 4], [2, 5]], ("last", "in"): [[0, 3], [1, 4], [2, 5]]}
+    small = slim(network, [first, second], [torch.tensor([True, False, True, True]), torch.tensor([False, True, True])])
+    assert (small.grouped.groups, small.grouped.in_channels, small.grouped.out_channels) == (2, 6, 4)
+    assert torch.equal(small.grouped.weight, network.grouped.weight[[1, 2, 4, 5]][:, [0, 2, 3]])
+
+
+def test_a_grouped_convolution_of_the_image_loses_positions():
+    network = tied(grouped=nn.Conv2d(3, 12, 3, groups=3))  # whole groups cannot leave: the image stays
+    (group,) = trace(network, IMAGES)
+    assert units(group)["grouped", "out"] == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+    single = trace(tied(depthwise=nn.Conv2d(3, 3, 3, groups=3)), IMAGES)
+    assert (len(single), single.skipped) == (
+        0,
+        [("depthwise", "depthwise is a grouped convolution of filters that stay")],
+    )
+
+
+def test_groups_of_two_sizes_on_one_residual_stream():
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.fours(x)
+        return self.last(pooled(x + self.threes(x)))
+
+    layers = {"fours": nn.Conv2d(24, 24, 3, padding=1, groups=12), "threes": nn.Conv2d(24, 24, 3, padding=1, groups=8)}
+    network = Small(forward, stem=nn.Conv2d(3, 24, 3), **layers, last=nn.Linear(24, 2))
+    (group,) = trace(network, IMAGES)
+    assert units(group)["stem", "out"] == [list(range(start, start + 6)) for start in (0, 6, 12, 18)]
+    small = slim(network, [group], [torch.arange(4) < 3])
+    assert (small.fours.groups, small.threes.groups) == (9, 6)
+
+
+def test_a_chunk_is_cut_in_the_middle_again():
+    network = Small(
+        lambda self, x: self.last(pooled((y := self.conv(x).chunk(2, 1))[0] * y[1].sigmoid())),
+        conv=nn.Conv2d(3, 8, 3),
+        last=nn.Linear(4, 2),
+    )
+    (group,) = trace(network, IMAGES)
+    assert units(group)["conv", "out"] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    apart = Small(
+        lambda self, x: self.last(pooled((y := self.conv(x).chunk(2, 1))[0])) + self.last(pooled(y[1]).exp()),
+        conv=nn.Conv2d(3, 8, 3),
+        last=nn.Linear(4, 2),
+    )
+    assert [group.size for group in trace(apart, IMAGES)] == [4]
+
+
+def test_excluded_layers_keep_their_filters():
+    network = build("resnet20")
+    everything = trace(network, IMAGES)
+    assert [group.name for group in trace(network, IMAGES, exclude=["stages.0.0.convs.0.0"])] == [
+        group.name for group in everything if group.name != "stages.0.0.convs.0.0"
+    ]
+    # a partner keeps the whole stream
+    groups = trace(network, IMAGES, exclude=("stages.0.1.convs.1.0",))
+    stream = {module for module, axis in parts(everything[0]) if axis == "out"}
+    assert dict(groups.skipped) == dict.fromkeys(stream, "excluded")
+    assert [group.name for group in groups] == [group.name for group in everything[1:]]
+    # a container stands for all within it, a type for all of its kind; what only reads is not touched
+    groups = trace(network, IMAGES, exclude=["stages.1"])
+    assert not any(name.startswith("stages.1.") for group in groups for name, axis in parts(group) if axis != "in")
+    assert ("stages.1.0.convs.0.0", "in") in parts(groups[0])
+    assert {reason for _, reason in groups.skipped} == {"excluded"}
+    assert (
+        len(trace(network, IMAGES, exclude=[nn.Conv2d])) == len(trace(network, IMAGES, exclude=[nn.BatchNorm2d])) == 0
+    )
+    assert (
+        trace(network, IMAGES, exclude=["classifier", nn.Linear]).skipped == []
+    )  # it makes the output: nothing to keep
+
+
+@pytest.mark.parametrize(
+    ("exclude", "words"),
+    [
+        (["stem", "nothing.0"], "no module 'nothing.0'"),
+        ([""], "no module ''"),
+        ([7], "a name or a subclass of torch.nn.Module, not 7"),
+        ([int], "not <class 'int'>"),
+        ("stem", "a sequence of names or types, not 'stem'"),
+        (nn.Conv2d, "a sequence of names or types"),
+        (3, "a sequence of names or types, not 3"),
+    ],
+)
+def test_a_wrong_exclusion_is_told_in_a_sentence(exclude, words):
+    with pytest.raises(InputError) as error:
+        trace(build("resnet20"), IMAGES, exclude)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_layer_is_accounted_for():
+    network = Small(
+        lambda self, x: self.last(pooled(self.norm(self.b(self.a(x))))),
+        **{"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 8, 3), "norm": nn.GroupNorm(2, 8), "idle": nn.Conv2d(8, 8, 1)},
+        last=nn.Linear(8, 2),
+    )
+    groups = trace(network, IMAGES)
+    assert [group.name for group in groups] == ["a"]
+    assert groups.skipped == [
+        ("b", "norm (GroupNorm) ties its filters to each other"),
+        ("idle", "it takes no part in the output"),
+    ]
 
 
 def test_the_network_stays_as_it_is():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rlprune.costs import Predictor
+from rlprune.costs import Predictor, macs
 from rlprune.errors import InputError
 from rlprune.groups import trace
 from rlprune.importance import scores
@@ -16,7 +16,7 @@ from rlprune.masking import check_masks, keep_top, masked, slim, widths
 from rlprune.networks import build
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-NAMES = ["vgg11", "resnet18", "resnet20", "resnet50", "mixed"]
+NAMES = ["vgg11", "resnet18", "resnet20", "resnet50", "mixed", "grouped", "excited"]
 
 
 class Mixed(nn.Module):
@@ -43,10 +43,58 @@ class Mixed(nn.Module):
         return self.last(torch.sigmoid(self.hidden(self.up(c).flatten(1))))
 
 
+class Grouped(nn.Module):
+    """Grouped convolutions that lose whole groups or positions, transposed and multiplying ones, and a residual sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Conv2d(3, 12, 3, padding=1, groups=3)
+        self.stem = nn.Conv2d(12, 12, 1)
+        self.many = nn.Conv2d(12, 36, 3, padding=1, groups=6)
+        self.norm = nn.BatchNorm2d(36)
+        self.back = nn.Conv2d(36, 12, 1)
+        self.wide = nn.Conv2d(12, 16, 3, padding=1, groups=2)
+        self.multiplied = nn.Conv2d(16, 32, 3, padding=1, groups=16)
+        self.mixed = nn.Conv2d(32, 24, 1)
+        self.up = nn.ConvTranspose2d(24, 12, 2, stride=2, groups=2)
+        self.up_depthwise = nn.ConvTranspose2d(12, 12, 2, stride=2, groups=12)
+        self.last = nn.Linear(12 * 4, 10)
+
+    def forward(self, x):
+        x = self.stem(self.image(nn.functional.avg_pool2d(x, 8)))
+        x = x + self.back(torch.sigmoid(self.norm(self.many(x))))
+        x = self.mixed(self.multiplied(self.wide(x).cos()))
+        x = self.up_depthwise(self.up(x).sin())
+        return self.last(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+class Excited(nn.Module):
+    """Squeeze and excitation around a grouped convolution in a residual branch, as in RegNetY."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner = nn.Conv2d(8, 12, 1)
+        self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=4)
+        self.norm = nn.BatchNorm2d(12)
+        self.squeeze, self.excite = nn.Conv2d(12, 5, 1), nn.Conv2d(5, 12, 1)
+        self.back = nn.Conv2d(12, 8, 1)
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(nn.functional.avg_pool2d(x, 4))
+        y = torch.sigmoid(self.norm(self.grouped(self.inner(x).relu())))
+        y = y * torch.sigmoid(self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()))
+        return self.last((x + self.back(y)).mean((2, 3)))
+
+
+OWN = {"mixed": Mixed, "grouped": Grouped, "excited": Excited}
+
+
 @functools.cache
 def case(name):
     """A network whose every bias and statistic is far from neutral, so that a leak would show, and its groups."""
-    network = Mixed() if name == "mixed" else build(name)
+    network = OWN[name]() if name in OWN else build(name)
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -93,8 +141,9 @@ def compare(name, seed):
     assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert torch.equal(full, after)
     assert unchanged(network, before)
-    count = Predictor(network, groups, IMAGES).parameters(widths(masks))
-    assert sum(p.numel() for p in small.parameters()) == count
+    predictor = Predictor(network, groups, IMAGES)
+    assert sum(p.numel() for p in small.parameters()) == predictor.parameters(widths(masks))
+    assert macs(small, IMAGES) == predictor.macs(widths(masks))
     if seed == 0:  # one filter in every group: something must have happened
         assert not torch.allclose(expected, full, rtol=1e-2)
 
@@ -102,6 +151,14 @@ def compare(name, seed):
 def test_all_of_the_mixed_network_is_grouped():
     groups = case("mixed")[1]
     assert [(group.name, group.size) for group in groups] == [("a", 8), ("b", 6), ("c", 5), ("up", 7), ("hidden", 12)]
+
+
+def test_grouped_convolutions_lose_whole_groups_or_positions():
+    groups = {group.name: group for group in case("grouped")[1]}
+    # on the stream of 12, `many` ties neighbours and `wide` what lies 6 apart; its own 16 make 8 pairs
+    sizes = {"image": 4, "stem": 3, "wide": 8, "mixed": 12, "up": 6}
+    assert {name: group.size for name, group in groups.items()} == sizes
+    assert [(group.name, group.size) for group in case("excited")[1]] == [("stem", 8), ("inner", 4), ("squeeze", 5)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,6 +170,8 @@ def test_slim_equals_masked_at_the_narrowest(name):
 @given(st.integers(1, 2**31))
 def test_slim_equals_masked_small(seed):
     compare("mixed", seed)
+    compare("grouped", seed)
+    compare("excited", seed)
     compare("resnet20", seed)
 
 
@@ -122,7 +181,7 @@ def test_slim_equals_masked_large(name, seed):
     compare(name, seed)
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet20", "mixed"])
+@pytest.mark.parametrize("name", ["vgg11", "resnet20", "mixed", "grouped", "excited"])
 @pytest.mark.parametrize("value", [1e30, float("nan")])
 def test_what_removed_filters_hold_does_not_matter(name, value):
     network, groups = case(name)
@@ -135,7 +194,7 @@ def test_what_removed_filters_hold_does_not_matter(name, value):
                 module, places = broken.get_submodule(part.module), part.index[~mask[part.source]]
                 dim = int((part.axis == "in") != isinstance(module, nn.ConvTranspose2d))
                 dim = 0 if part.axis == "channels" else dim
-                module.weight.index_fill_(dim, places, value)
+                module.weight.index_fill_(dim, places % module.weight.shape[dim], value)
                 if part.axis != "in":
                     # a mean of the other sign: ReLU must not hide what the filter emits
                     for tensor, sign in (("bias", 1), ("running_mean", -1), ("running_var", 1)):
@@ -148,7 +207,7 @@ def test_what_removed_filters_hold_does_not_matter(name, value):
     assert (result - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet20", "mixed"])
+@pytest.mark.parametrize("name", ["vgg11", "resnet20", "mixed", "grouped", "excited"])
 def test_slim_trains_and_shares_nothing(name):
     network, groups = case(name)
     before = snapshot(network)

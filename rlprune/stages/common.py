@@ -95,14 +95,12 @@ def environment(device: str) -> dict[str, Any]:
     """What every result says of the machine and the software: device and versions."""
     import torch
 
-    from rlprune.training import half_precision
+    from rlprune.training import cpu, half_precision
 
     if device == "cuda":
         where = torch.cuda.get_device_name()
     else:
-        where = (
-            f"{torch.cpu.get_capabilities().get('cpu_name') or platform.processor()}, {torch.get_num_threads()} threads"
-        )
+        where = f"{cpu().get('cpu_name') or platform.processor()}, {torch.get_num_threads()} threads"
     precision = "bfloat16" if isinstance(half_precision(device), torch.autocast) else "float32"
     packages = ["torch", "torchvision", "numpy", "gymnasium", "torch-pruning", "rlprune"]
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}

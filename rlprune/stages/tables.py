@@ -6,6 +6,7 @@ import pandas as pd
 
 from rlprune import figures
 from rlprune.errors import InputError
+from rlprune.reports import report
 from rlprune.stages.common import project
 
 
@@ -13,7 +14,7 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
     """Write ``reports/<suite>/``; return the results table."""
     here = project(root)
     experiments = here.members(suite)
-    return figures.report(suite, experiments, here.root / "reports" / suite, results=here.root / "results")
+    return report(suite, experiments, here.root / "reports" / suite, results=here.root / "results")
 
 
 def show(suite: str, root: str | Path | None = None) -> str:

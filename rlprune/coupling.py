@@ -1,0 +1,335 @@
+"""Which places along the axes of a network's layers belong to the same filter.
+
+Torch-Pruning's dependency graph (Fang et al. 2023) says how layers feed each other.
+Every one of its edges is walked once, place by place: what meets in a batch norm, a
+concatenation or a residual sum is one filter. A filter stays, for a reason that is
+kept, where it meets something that cannot lose single filters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch_pruning
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch_pruning import ops
+from torch_pruning._helpers import _HybridIndex
+from torch_pruning.dependency.dependency import Dependency
+from torch_pruning.dependency.node import Node
+
+from rlprune.errors import InputError
+from rlprune.masking import carriers, rebuild
+
+LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+OUTPUT = "it makes the output"
+_Key = tuple[Node, str]  # a layer's "in" or "out", or the one axis of anything else
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """An axis of a module, in the terms of `rlprune.masking.carriers`.
+
+    Attributes:
+        module: its name.
+        kind: "out", "in" or "channels".
+        length: number of places along it.
+        places: those that belong to a filter that some layer makes, ascending, (n,).
+        filters: the filter of each, (n,): a number that says nothing but which places belong together.
+    """
+
+    module: str
+    kind: str
+    length: int
+    places: np.ndarray = field(repr=False)
+    filters: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """What `couple` finds.
+
+    Attributes:
+        axes: in order of execution.
+        reasons: filter → why it stays; `OUTPUT` if it is one of the network's outputs.
+        layers: names of the convolution and linear layers that run in evaluation mode, in order.
+    """
+
+    axes: list[Axis]
+    reasons: dict[int, str]
+    layers: list[str]
+
+
+def couple(network: nn.Module, example_input: Tensor, excluded: Container[str] = ()) -> Coupling:
+    """Follow every filter through the network.
+
+    Args:
+        network: (N, …) → (N, classes); it stays as it is.
+        example_input: a batch that the network can process, on its device.
+        excluded: names of modules whose filters stay.
+
+    Raises:
+        InputError: the example input does not fit, the output is not (N, classes), or tracing fails.
+    """
+    order: dict[nn.Module, int] = {}
+    layers: list[nn.Module] = []
+
+    def run(twin: nn.Module, images: Tensor) -> list[Tensor]:
+        outputs = [_output(twin, images)]
+        layers.extend(m for m in order if isinstance(m, LAYERS))
+        if any(isinstance(m, LAYERS) and m not in order for m in twin.modules()):
+            # a branch may run in training only: the containers train, but not the batch norms and dropouts in them
+            for module in twin.modules():
+                module.training = any(True for _ in module.children())
+            with contextlib.suppress(Exception):
+                outputs += [t for t in tree_leaves(twin(images)) if isinstance(t, Tensor) and t.requires_grad]
+            twin.eval()
+        return [output * 1 for output in outputs]  # an operation tells what makes an output from what does not
+
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings(action="ignore"):
+            # frozen weights leave no trace in autograd; the twin's share memory with them but ask for gradients
+            leaves = {id(p): nn.Parameter(p.detach(), requires_grad=True) for p in network.parameters()}
+            twin = rebuild(network, dict(leaves))
+            for module in twin.modules():
+                module.register_forward_hook(lambda m, *_: order.update({m: order.get(m, len(order))}))
+            graph = _Graph().build_dependency(twin, example_input, run, verbose=False)
+            names: dict[object, str] = {module: name for name, module in twin.named_modules()}
+            names |= {parameter: name for name, parameter in twin.named_parameters()}
+            places = _walk(graph, names, order)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the network's own code or the tracer raises
+        raise InputError(f"The network cannot be traced: {first_line(error)}.") from error
+
+    for (node, side), seen in places.seen.items():
+        if side != "in" and names.get(node.module) in excluded:
+            places.stay(places.ids((node, side), seen), "excluded", first=True)
+    whole = _tie(places, names)
+    axes = []
+    for (node, side), seen in places.seen.items():
+        module = node.module
+        if module not in order or _holds_nothing(module) or (side == "in" and module in whole):
+            continue
+        kind = side if isinstance(module, LAYERS) and module not in whole else "channels"
+        if found := carriers(module, kind):
+            filters = places.filters(places.ids((node, side), seen))
+            axes.append(Axis(names[module], kind, getattr(module, found[1][0]), seen, filters))
+    rank = {names[module]: position for module, position in order.items()}
+    axes.sort(key=lambda axis: (rank[axis.module], axis.kind))
+    return Coupling(axes, places.reasons, [names[module] for module in layers])
+
+
+def _output(network: nn.Module, example_input: Tensor) -> Tensor:
+    """The network's output, found to be one that can be traced."""
+    try:
+        output = network(example_input)
+    except Exception as error:  # whatever the network's own code raises
+        raise InputError(
+            f"The network cannot process the example input of shape {tuple(example_input.shape)}: {first_line(error)}."
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(example_input):
+        given = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise InputError(f"The network's output must have shape ({len(example_input)}, classes), not {given}.")
+    if not output.requires_grad:
+        raise RuntimeError("its code detaches the output from the weights")
+    return output
+
+
+class _Graph(torch_pruning.DependencyGraph):
+    """A dependency graph that knows which views move filters about, as a channel shuffle does."""
+
+    def _build_dependency(self, module2node: dict[object, Node]) -> None:
+        super()._build_dependency(module2node)
+        views = [node for node in module2node.values() if node.type == ops.OPTYPE.RESHAPE and node.inputs]
+        self.shuffles = {node for node in views if _shuffles(node.grad_fn)}
+        for node in self.shuffles:  # or its index mapping, which cannot express them, stops with an error
+            node.type = ops.OPTYPE.ELEMENTWISE
+
+
+def _shuffles(view: torch.autograd.graph.Node) -> bool:
+    """Whether a view is none of those that leave filters in their order."""
+    before, made = getattr(view, "_saved_self_sym_sizes", None), getattr(view, "_input_metadata", None)
+    if not before or not made or before[:2] == (after := tuple(made[0].shape))[:2]:
+        return False
+    if [side for side in before if side > 1] == [side for side in after if side > 1]:
+        return False
+    if before[0] == after[0] and 2 in (len(before), len(after)):
+        return False  # to a flat image and back
+    return before[-1] != after[-1] or 2 not in (len(before), len(after))  # a linear layer's to rows and back
+
+
+class _Places:
+    """Places, links between those of the same filter, and reasons for which some stay."""
+
+    def __init__(self) -> None:
+        self.seen: dict[_Key, np.ndarray] = {}
+        self.reasons: dict[int, str] = {}
+        self._numbers: dict[_Key, int] = {}
+        self._links: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int64),) * 2]
+        self._stays: list[tuple[np.ndarray, str]] = []
+
+    def ids(self, key: _Key, places: np.ndarray) -> np.ndarray:
+        """A number for each place, unlike those of any other axis."""
+        return (self._numbers.setdefault(key, len(self._numbers)) << 32) + places
+
+    def visit(self, key: _Key, places: np.ndarray) -> np.ndarray:
+        """Those places where no walk has been yet; now one has."""
+        before = self.seen.get(key)
+        new = np.unique(places) if before is None else np.setdiff1d(places, before)
+        self.seen[key] = new if before is None else np.union1d(before, new)
+        return new
+
+    def link(self, ids: np.ndarray, others: np.ndarray) -> None:
+        """The places belong together pair by pair."""
+        self._links.append(tuple(part.ravel() for part in np.broadcast_arrays(ids, others)))
+
+    def stay(self, ids: np.ndarray, reason: str, first: bool = False) -> None:
+        """The filters of these places stay; what was said first counts, but `OUTPUT` comes before everything."""
+        self._stays.insert(0 if first else len(self._stays), (ids, reason))
+
+    def join(self, more: Iterable[tuple[np.ndarray, np.ndarray]] = ()) -> None:
+        """Find the filters from all links, and ``more`` that may be taken back."""
+        kept = len(self._links)
+        for pair in more:
+            self.link(*pair)
+        ones, others = (np.concatenate(side) for side in zip(*self._links, strict=True))
+        seen = [self.ids(key, places) for key, places in self.seen.items()]
+        self._known = np.unique(np.concatenate([ones, others, *seen, *(ids for ids, _ in self._stays)]))
+        ends = np.searchsorted(self._known, ones), np.searchsorted(self._known, others)
+        shape = (len(self._known), len(self._known))
+        self._labels = connected_components(coo_matrix((np.ones(len(ones), np.int8), ends), shape), directed=False)[1]
+        self.reasons = {}
+        for ids, reason in sorted(self._stays, key=lambda stay: stay[1] is not OUTPUT):
+            for one in np.unique(self.filters(ids)).tolist():
+                self.reasons.setdefault(one, reason)
+        del self._links[kept:]
+
+    def filters(self, ids: np.ndarray) -> np.ndarray:
+        """The filter of each place, of the same shape."""
+        return self._labels[np.searchsorted(self._known, ids)].astype(np.int64)
+
+    def stays(self, ids: np.ndarray) -> bool:
+        """Whether one of these places belongs to a filter that stays."""
+        return not self.reasons.keys().isdisjoint(self.filters(ids).ravel().tolist())
+
+
+def _walk(graph: _Graph, names: dict[object, str], order: dict[nn.Module, int]) -> _Places:
+    """All places that the filters of any layer reach, linked along the graph's edges."""
+    places = _Places()
+    queue: dict[_Key, list[np.ndarray]] = {}  # first come, first served, with all that has arrived by then
+    for module in sorted((m for m in graph.module2node if m in order and isinstance(m, LAYERS)), key=order.__getitem__):
+        count = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        queue[graph.module2node[module], "out"] = [np.arange(count)]
+    while queue:
+        node, side = next(iter(queue))
+        new = places.visit((node, side), np.concatenate(queue.pop((node, side))))
+        if not len(new):
+            continue
+        if reason := _reason(graph, node, side, new, names):
+            places.stay(places.ids((node, side), new), reason)
+            continue
+        if node.type == ops.OPTYPE.SPLIT and len(sizes := set(node.module.split_sizes or [])) == 1:
+            # a chunk is cut in the middle again if all its parts keep the same places
+            places.link(places.ids((node, side), new), places.ids((node, side), new % sizes.pop()))
+        starts = [_HybridIndex(place, place) for place in new.tolist()]
+        for number, (other, edge) in enumerate(zip([*node.inputs, *node.outputs], node.dependencies, strict=True)):
+            forward = number >= len(node.inputs)
+            if side == ("in" if forward else "out"):
+                continue
+            here, there = _mapped(edge, starts) if any(edge.index_mapping) else (new, new)
+            key = other, "channels" if not isinstance(other.module, LAYERS) else "in" if forward else "out"
+            places.link(places.ids((node, side), here), places.ids(key, there))
+            queue.setdefault(key, []).append(there)
+    return places
+
+
+def _mapped(edge: Dependency, starts: list[_HybridIndex]) -> tuple[np.ndarray, np.ndarray]:
+    """Places at an edge's start, and at its end, pair by pair."""
+    pairs = starts
+    for mapping in edge.index_mapping:
+        pairs = pairs if mapping is None else mapping(pairs)
+    return np.array([p.root_idx for p in pairs], np.int64), np.array([p.idx for p in pairs], np.int64)
+
+
+def _reason(graph: _Graph, node: Node, side: str, places: np.ndarray, names: dict[object, str]) -> str | None:
+    """Why filters with these places cannot leave; None if they can."""
+    module = node.module
+    if node.type == ops.OPTYPE.OUTPUT:
+        return OUTPUT
+    if node in graph.shuffles:
+        return "a view in the network's code rearranges its filters"
+    if isinstance(module, nn.Parameter):
+        return f"it is coupled with {names[module]}, a parameter outside any layer"
+    if module not in names or _holds_nothing(module):
+        return None
+    kind = side if isinstance(module, LAYERS) else "channels"
+    if carriers(module, kind) is None:
+        return f"{names[module]} ({type(module).__name__}) ties its filters to each other"
+    tensors, attributes = carriers(module, kind)
+    for tensor in tensors:
+        if tensor not in module._parameters and tensor not in module._buffers:
+            return f"the {tensor} of {names[module]} is computed from other parameters"
+    if places.max() >= getattr(module, attributes[0]):
+        return f"{names[module]} does not take its filters one by one"
+    return None
+
+
+def _holds_nothing(module: nn.Module) -> bool:
+    return isinstance(module, nn.PReLU) and module.num_parameters == 1
+
+
+def _tie(places: _Places, names: dict[object, str]) -> set[nn.Module]:
+    """Tie the filters of grouped convolutions so that a grouped convolution remains.
+
+    There are two ways. Either whole groups leave, inputs and outputs together, or filters at the same
+    position in every group, of the inputs and of the outputs apart. The one with more parts to choose from is
+    taken: whole groups for many narrow ones (ResNeXt's first stages, depth-wise), positions for few wide ones
+    (large RegNets). Positions need no removable inputs, so they also step in where a whole group must stay.
+
+    Returns:
+        the convolutions that lose whole groups.
+    """
+    blocks: dict[nn.Module, tuple[np.ndarray, np.ndarray]] = {}
+    for node in [node for node, side in places.seen if side == "out"]:
+        conv = node.module
+        if isinstance(conv, nn.modules.conv._ConvNd) and conv.groups > 1 and conv not in blocks:
+            inputs, outputs = np.arange(conv.in_channels), np.arange(conv.out_channels)
+            orphans = np.setdiff1d(inputs, places.seen.get((node, "in"), inputs[:0]))
+            if len(orphans):
+                reason = f"{names[conv]} is a grouped convolution of filters that stay"
+                places.stay(places.ids((node, "in"), orphans), reason)
+            ids = (places.ids((node, "in"), inputs), places.ids((node, "out"), outputs))
+            blocks[conv] = tuple(part.reshape(conv.groups, -1) for part in ids)
+    whole = {
+        conv
+        for conv, (inputs, outputs) in blocks.items()
+        if conv.groups > min(inputs.shape[1], outputs.shape[1]) and carriers(conv, "channels")
+    }
+    while True:
+        links = []
+        for conv, (inputs, outputs) in blocks.items():
+            anchors = (inputs[:, :1], inputs[:, :1]) if conv in whole else (inputs[:1], outputs[:1])
+            links += zip(anchors, (inputs, outputs), strict=True)
+        places.join(links)
+        stuck = (conv for conv in blocks if conv in whole and not _is_depthwise(conv))
+        stuck = next((conv for conv in stuck if any(map(places.stays, blocks[conv]))), None)
+        if stuck is None:
+            return whole
+        whole.remove(stuck)
+
+
+def _is_depthwise(conv: nn.Module) -> bool:
+    return conv.groups == conv.in_channels == conv.out_channels
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

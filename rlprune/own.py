@@ -1,0 +1,185 @@
+"""Data of one's own: tensors, a DataLoader, or a folder of images.
+
+What is given as floating point is taken as the network wants it, and stays so;
+bytes are scaled to zero mean and unit variance first.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rlprune.data import Dataset, Split, from_splits
+from rlprune.errors import InputError
+from rlprune.sources import content_hash
+
+MOST = 3000  # images taken of a loader or folder: more than a search looks at, and they are kept in memory
+IMAGENET = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+OwnData = Dataset | tuple[Tensor, Tensor] | str | Path | Iterable[tuple[Tensor, Tensor]]
+
+
+def dataset_of(data: OwnData, example_input: Tensor, seed: int = 0) -> Dataset:
+    """Whatever a caller has, as a `Dataset` on the device of the example input.
+
+    Args:
+        data: a `Dataset`; a pair (images, labels); an iterable of such pairs, such as a
+            DataLoader; or the path of an image folder.
+        example_input: (N, C, H, W); the images must have its C, H, W. Those of a folder are brought to it.
+        seed: of the division into training and validation.
+
+    Raises:
+        InputError: none of these, or images and labels that do not fit.
+    """
+    if isinstance(data, Dataset):
+        dataset = data
+    elif isinstance(data, str | Path):
+        dataset = from_folder(data, tuple(example_input.shape[-2:]), seed=seed)
+    elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        dataset = from_tensors(*data, seed=seed)
+    elif isinstance(data, Iterable) and not isinstance(data, Tensor | dict):
+        dataset = from_loader(data, seed=seed)
+    else:
+        raise InputError(
+            f"data must be (images, labels), a DataLoader, the path of an image folder or a Dataset, not "
+            f"{type(data).__name__}."
+        )
+    found, wanted = tuple(dataset.train.images.shape[1:]), tuple(example_input.shape[1:])
+    if found != wanted:
+        raise InputError(f"The images have shape {found} but the example input {wanted}: give both the same.")
+    return dataset.to(example_input.device)
+
+
+def from_tensors(
+    images: Tensor,
+    labels: Tensor,
+    validation: float = 0.2,
+    seed: int = 0,
+    flip: bool = False,
+    crop: int = 0,
+    test: tuple[Tensor, Tensor] | None = None,
+) -> Dataset:
+    """A dataset from tensors.
+
+    Args:
+        images: (N, C, H, W), uint8, or floating point as the network wants them.
+        labels: whole numbers from 0, (N,).
+        validation: share set aside for validation.
+        seed: of the division.
+        flip: mirror training images at random.
+        crop: pixels by which training images are shifted at random, at most.
+        test: images and labels kept apart; the test split is empty without them.
+
+    Raises:
+        InputError: images and labels that do not fit each other, or a share outside 0…1.
+    """
+    if not 0 < validation < 1:
+        raise InputError(f"The validation share must lie between 0 and 1, not {validation!r}.")
+    whole = _split(images, labels)
+    kept_apart = _split(*test) if test is not None else whole[slice(0, 0)]
+    digest = content_hash({"images": images.cpu().numpy(), "labels": labels.cpu().numpy()})
+    source = "tensors given by the caller"
+    return from_splits(whole, kept_apart, "own", validation, seed, flip, source, digest, crop, _statistics(images))
+
+
+def from_loader(
+    loader: Iterable[tuple[Tensor, Tensor]], most: int = MOST, validation: float = 0.2, seed: int = 0
+) -> Dataset:
+    """A dataset from batches (images, labels), such as those of a DataLoader: its first ``most`` images.
+
+    They are used as the loader gives them, its own random crops and mirror images included.
+
+    Raises:
+        InputError: the loader gives something else, or nothing.
+    """
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in loader:
+        fits = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+        if not fits:
+            raise InputError(f"The data must come in pairs of tensors (images, labels), not as {type(batch).__name__}.")
+        images.append(batch[0])
+        labels.append(batch[1])
+        if sum(map(len, images)) >= most:
+            break
+    if not images:
+        raise InputError("The data holds no batch.")
+    return from_tensors(torch.cat(images)[:most], torch.cat(labels)[:most], validation, seed)
+
+
+def from_folder(
+    folder: str | Path,
+    size: tuple[int, int] = (224, 224),
+    most: int = MOST,
+    validation: float = 0.2,
+    seed: int = 0,
+    statistics: tuple[Tensor, Tensor] | None = IMAGENET,
+) -> Dataset:
+    """A dataset from a folder with one subfolder of images per class; class 0 is the first by name.
+
+    Args:
+        folder: its path.
+        size: height and width that images are brought to: the shorter side is scaled to 8/7
+            of it and the middle cut out, as torchvision's trained networks expect.
+        most: images used, drawn at random if there are more.
+        validation: share set aside for validation.
+        seed: of the draw and the division.
+        statistics: mean and std per channel in units of 0…1, (3,), that the network was trained
+            with: ImageNet's, as of torchvision's; None for those of the images themselves.
+
+    Raises:
+        InputError: no such folder, no images in it, or a file that is no image.
+    """
+    from rlprune._torchvision import torchvision
+
+    vision = torchvision()
+    try:
+        found = vision.datasets.ImageFolder(str(folder))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(
+            f"{folder} is no image folder: it must hold one subfolder per class, with images in each."
+        ) from error
+    scale = max(size) if max(size) <= 64 else round(max(size) * 8 / 7)
+    bring = vision.transforms.Compose(
+        [
+            vision.transforms.Resize(scale),
+            vision.transforms.CenterCrop(size),
+            vision.transforms.PILToTensor(),
+        ]
+    )
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:most].tolist()
+    images = []
+    for index in order:
+        try:
+            images.append(bring(found[index][0]))
+        except OSError as error:
+            path = found.samples[index][0]
+            raise InputError(f"{path} cannot be read as an image ({error}): mend or remove it.") from error
+    pixels, labels = torch.stack(images), torch.tensor([found.targets[index] for index in order])
+    whole = _split(pixels, labels)
+    digest = content_hash({"images": pixels.numpy(), "labels": labels.numpy()})
+    source = f"{len(order)} of {len(found)} images of a folder"
+    return from_splits(whole, whole[slice(0, 0)], "own", validation, seed, False, source, digest, 0, statistics)
+
+
+def _split(images: Tensor, labels: Tensor) -> Split:
+    """Checked images and labels as a `Split`."""
+    fits = images.ndim == 4 and labels.ndim == 1 and len(images) == len(labels)
+    if not fits or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise InputError(
+            "Own images must be a tensor (N, C, H, W), uint8 or floating point, with N labels, not "
+            f"{images.dtype} {tuple(images.shape)} with labels {tuple(labels.shape)}."
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool or (len(labels) and labels.min() < 0):
+        raise InputError(f"Labels must be whole numbers from 0, not {labels.dtype} from {labels.min()}.")
+    if images.is_floating_point():
+        if not torch.isfinite(images).all():
+            raise InputError("Own images hold values that are not finite.")
+        images = images.float()
+    return Split(images.contiguous(memory_format=torch.channels_last), labels.long())
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Zero mean and unit scale for images that are normalised already."""
+    channels = images.shape[1] if images.ndim == 4 else 0
+    return (torch.zeros(channels), torch.ones(channels)) if images.is_floating_point() else None

@@ -1,0 +1,55 @@
+"""A suite's report: the table and every figure, written together or not at all."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rlprune.figures import accuracy_against_parameters, save, search_curves, training_curves, widths
+from rlprune.tables import limits, load_results, page, results_table
+
+_OURS = re.compile(r"results\.(csv|md)|(accuracy_against_parameters|(curves|widths|training)_.+)\.(png|svg)")
+
+
+def report(suite: str, experiments: Sequence[str], folder: str | Path, results: str | Path = "results") -> pd.DataFrame:
+    """Write the table and every figure of some experiments: results.csv, results.md and, as PNG and SVG,
+    accuracy_against_parameters, curves_<experiment>, widths_<experiment> and training_<baseline>.
+
+    All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
+    Figures of an earlier report go; files that no report writes stay. The curves of an experiment in which no
+    method has episodes are left out.
+
+    Returns:
+        the table; see `results_table`.
+
+    Raises:
+        InputError: a result file is missing or broken; see `load_results`.
+    """  # noqa: D205
+    loaded = load_results(suite, experiments, results)
+    table = results_table(loaded)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
+        save(accuracy_against_parameters(table), partial / "accuracy_against_parameters")
+        for name, baseline in loaded.baselines.items():
+            save(training_curves(baseline.history), partial / f"training_{name}")
+        for name, search in loaded.searches.items():
+            save(widths(search.metrics), partial / f"widths_{name}")
+            if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
+                save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
+        text = page(loaded, table, {file.name for file in partial.iterdir()})
+        (partial / "results.md").write_text(text, encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for stale in [file for file in folder.iterdir() if _OURS.fullmatch(file.name)]:
+            if not (partial / stale.name).exists():
+                stale.unlink()
+        for file in partial.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return table

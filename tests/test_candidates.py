@@ -1,0 +1,173 @@
+"""Candidates: budgets known before the search, met by every decision, alone and together."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from rlprune import Budget, PruningEnv, costs, prune, trace
+from rlprune.candidates import Candidates
+from rlprune.errors import InputError
+from rlprune.masking import slim
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+def small():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 10, 3, padding=1), nn.ReLU(), nn.Conv2d(10, 20, 3), nn.ReLU(), nn.Conv2d(20, 7, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 4)).eval()
+
+
+NETWORK = small()
+GROUPS = trace(NETWORK, EXAMPLE)
+
+
+def candidates(*budgets, **options):
+    return Candidates(NETWORK, GROUPS, EXAMPLE, list(budgets), **options)
+
+
+def depth(network, example_input):
+    """A cost of one's own, known to no predictor: filters of the first layer times those of the last."""
+    return float(network[0].out_channels * network[4].out_channels)
+
+
+def test_table_shows_what_can_be_reached():
+    table = candidates(Budget("parameters", 0.1), Budget(depth, 12, relative=False)).table
+    assert list(table.columns) == ["budget", "limit", "unpruned", "largest", "smallest", "satisfiable"]
+    assert table["budget"].tolist() == ["parameters", "depth"]
+    assert table["limit"].tolist() == [pytest.approx(0.1 * costs.parameters(NETWORK, EXAMPLE)), 12]
+    assert table["unpruned"].tolist() == table["largest"].tolist() == [costs.parameters(NETWORK, EXAMPLE), 70]
+    narrowest = slim(NETWORK, GROUPS, [torch.arange(g.size) == 0 for g in GROUPS])
+    assert table["smallest"].tolist() == [costs.parameters(narrowest, EXAMPLE), 1]
+    assert table["satisfiable"].all()
+
+
+def test_a_budget_out_of_reach_is_refused_with_the_smallest_cost():
+    with pytest.raises(InputError, match="8.99 on depth cannot be met: the smallest that can be reached is 9 "):
+        candidates(Budget("parameters", 0.5), Budget(depth, 8.99, relative=False), minimum=3)
+    assert candidates(Budget(depth, 9, relative=False), minimum=3).least == [3, 3, 3]
+
+
+def test_budgets_that_contradict_each_other_are_refused():
+    def emptiness(network, example_input):
+        return 1e6 / costs.parameters(network, example_input)
+
+    unpruned = emptiness(NETWORK, EXAMPLE)
+    tight = Budget(emptiness, 1.3 * unpruned, relative=False)
+    with pytest.raises(InputError, match="contradict each other: no widths meet parameters ≤ .* emptiness ≤ "):
+        candidates(Budget("parameters", 0.1), tight)
+    lax = candidates(Budget("parameters", 0.6), Budget(emptiness, 2.5 * unpruned, relative=False))
+    assert lax.feasible(lax.anchor)
+    assert not lax.feasible(lax.least)
+    assert lax.feasible(lax.fit(np.full(3, 0.9)))
+
+
+@pytest.mark.parametrize(
+    ("budgets", "options", "words"),
+    [
+        ([], {}, "There is no budget"),
+        ([Budget("macs", 0.1), Budget("macs", 50, relative=False)], {}, "Two budgets are named 'macs'"),
+        ([Budget("macs", 0.5)], {"minimum": 0}, "not minimum=0"),
+        ([Budget("macs", 0.5)], {"multiple": 0}, "multiple=0"),
+        ([Budget(lambda n, x: 0.0, 0.5, name="free")], {}, "free is 0 already"),
+    ],
+)
+def test_bad_arguments(budgets, options, words):
+    with pytest.raises(InputError, match=words):
+        candidates(*budgets, **options)
+
+
+def test_a_network_without_filters_to_prune_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    with pytest.raises(InputError, match="no filter to prune"):
+        Candidates(network, trace(network, EXAMPLE), EXAMPLE, [Budget("macs", 0.5)])
+
+
+def test_a_cost_that_fails_names_the_candidate():
+    def fragile(network, example_input):
+        if network[2].out_channels == 7:
+            raise ValueError("seven is not allowed")
+        return 1.0 + network[0].out_channels
+
+    of_own = candidates(Budget(fragile, 0.9))
+    with pytest.raises(InputError) as error:
+        of_own.costs([4, 7, 3])
+    assert str(error.value) == (
+        "The cost fragile failed with ValueError: seven is not allowed, on the candidate with widths 4, 7, 3."
+    )
+
+
+def test_a_measured_cost_is_measured_once_per_widths():
+    calls = []
+
+    def counted(network, example_input):
+        calls.append(network)
+        return depth(network, example_input)
+
+    of_own = candidates(Budget(counted, 0.5), Budget("parameters", 0.2))
+    before = len(calls)
+    assert of_own.costs([4, 4, 4])[0] == of_own.costs([4, 4, 4])[0] == 16
+    assert len(calls) == before + 1
+    assert not of_own.feasible([10, 20, 7])  # over on parameters, which need no measuring
+    assert len(calls) == before + 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.floats(0.35, 1),
+    st.sampled_from(["shrink", "scale", "wall"]),
+)
+def test_every_decision_is_within_budget_and_keeps_the_promised_widths(shares, minimum, multiple, limit, how):
+    chosen = candidates(Budget("parameters", limit), Budget(depth, limit), minimum=minimum, multiple=multiple)
+    widths = chosen.fit(np.array(shares), how)
+    assert chosen.within(chosen.costs(widths))
+    for width, size in zip(widths, [10, 20, 7], strict=True):
+        assert min(minimum, size) <= width <= size
+        assert width % multiple == 0 or width == size
+    assert chosen.widths(np.ones(3)) == [10, 20, 7]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.sampled_from(["parameters", "macs", depth]))
+def test_the_wall_keeps_every_episode_within_budget(shares, cost):
+    env = PruningEnv(NETWORK, EXAMPLE, [Budget(cost, 0.2)], reward=lambda masks: 0.0, fit="wall")
+    env.reset()
+    for share in shares:
+        *_, info = env.step(np.array([share], dtype=np.float32))
+    assert info["cost"][0] <= env.limits[0] + 1e-9
+    assert env.episodes[-1]["feasible"]
+
+
+def test_the_wall_is_the_largest_width_that_leaves_enough():
+    chosen = candidates(Budget("parameters", 0.15))
+    for decided in ([], [3], [3, 2]):
+        most = chosen.wall(decided)
+        rest = chosen.least[len(decided) + 1 :]
+        assert chosen.feasible([*decided, most, *rest])
+        assert most == chosen.sizes[len(decided)] or not chosen.feasible([*decided, most + 1, *rest])
+
+
+def test_200_random_budgets_are_met_by_what_is_returned():
+    generator = np.random.default_rng(0)
+    available = ["parameters", "macs", "peak_memory", depth]
+    over = 0
+    for number in range(200):
+        chosen = generator.choice(len(available), size=1 + number % 3, replace=False)
+        budgets = []
+        for index in chosen:
+            share = float(generator.uniform(0.45, 1))
+            cost = costs.COSTS.get(available[index], available[index])
+            absolute = bool(generator.integers(2))
+            limit = share * cost(NETWORK, EXAMPLE) if absolute else share
+            budgets.append(Budget(cost, limit, relative=not absolute))
+        result = prune(NETWORK, EXAMPLE, budgets, episodes=2, seed=number, evaluate=lambda pruned: 0.0, progress=False)
+        for budget in budgets:
+            limit = budget.limit * budget.cost(NETWORK, EXAMPLE) if budget.relative else budget.limit
+            over += budget.cost(result.network, EXAMPLE) > limit
+    assert over == 0

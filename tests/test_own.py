@@ -1,0 +1,90 @@
+"""Data of one's own: tensors, loaders, image folders."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+from rlprune.errors import InputError
+from rlprune.own import dataset_of, from_folder, from_loader, from_tensors
+
+EXAMPLE = torch.zeros(1, 3, 16, 12)
+
+
+def pair(count=40, dtype=torch.uint8):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 16, 12), generator=generator, dtype=torch.uint8)
+    return images.to(dtype), torch.arange(count) % 4
+
+
+def test_bytes_are_normalised_and_floats_are_left_alone():
+    images, labels = pair()
+    own = dataset_of((images, labels), EXAMPLE)
+    assert (len(own.train), len(own.validation), len(own.test), own.classes) == (32, 8, 0, 4)
+    assert own.normalise(own.train.images).mean().abs() < 1e-4
+    wanted = images.double() / 7 - 3
+    own = dataset_of((wanted, labels), EXAMPLE)
+    batches = [part for part, _ in own.augmented(8, torch.Generator().manual_seed(0))]
+    known = {image.numpy().tobytes() for image in wanted.float()}
+    assert all(image.contiguous().numpy().tobytes() in known for batch in batches for image in batch)
+
+
+def test_images_that_are_not_square_are_cropped_and_mirrored_whole():
+    images = torch.arange(12, dtype=torch.uint8).expand(40, 3, 16, 12).contiguous()
+    own = from_tensors(images, torch.zeros(40, dtype=torch.long), flip=True, crop=2)
+    batch, _ = next(own.augmented(16, torch.Generator().manual_seed(0)))
+    assert batch.shape == (16, 3, 16, 12)
+    rising = (batch[:, 0, 0, 8] > batch[:, 0, 0, 3]).sum()
+    assert 0 < rising < 16
+
+
+def test_a_loader_gives_its_first_images():
+    images, labels = pair(dtype=torch.float32)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=7)
+    own = dataset_of(loader, EXAMPLE)
+    assert len(own.train) + len(own.validation) == 40
+    assert len(from_loader(loader, most=10).train) == 8
+    whole = torch.cat([own.train.images, own.validation.images])
+    assert {i.numpy().tobytes() for i in whole.contiguous()} == {i.numpy().tobytes() for i in images}
+
+
+def test_an_image_folder_with_a_class_per_subfolder(tmp_path):
+    for label, name in enumerate(["cat", "dog"]):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            picture = np.full((40, 30, 3), 100 * label + number, dtype=np.uint8)
+            Image.fromarray(picture).save(tmp_path / name / f"{number}.png")
+    own = dataset_of(tmp_path, torch.zeros(1, 3, 24, 24))
+    assert own.train.images.shape == (8, 3, 24, 24)
+    assert ((own.train.images[:, 0, 0, 0] >= 100).long() == own.train.labels).all()
+    assert own.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert len(from_folder(tmp_path, most=4).train) == 3
+    (tmp_path / "cat" / "0.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="0.png cannot be read as an image"):
+        dataset_of(tmp_path, EXAMPLE)
+    with pytest.raises(InputError, match="is no image folder"):
+        dataset_of(tmp_path / "cat", EXAMPLE)
+    with pytest.raises(InputError, match="is no image folder"):
+        dataset_of(str(tmp_path / "absent"), EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (3, "data must be"),
+        (torch.zeros(3), "data must be"),
+        ((torch.zeros(4, 3, 8), torch.zeros(4).long()), r"tensor \(N, C, H, W\)"),
+        ((torch.zeros(4, 3, 16, 12), torch.zeros(5).long()), "with N labels"),
+        ((torch.zeros(4, 3, 16, 12), torch.zeros(4)), "whole numbers from 0, not torch.float32"),
+        ((torch.zeros(4, 3, 16, 12), torch.tensor([0, 1, -1, 0])), "whole numbers from 0, not torch.int64 from -1"),
+        ((torch.full((4, 3, 16, 12), np.nan), torch.zeros(4).long()), "not finite"),
+        ((torch.zeros(4, 3, 12, 16), torch.zeros(4).long()), "the example input"),
+        ((torch.zeros(1, 3, 16, 12), torch.zeros(1).long()), "too few"),
+        ([], "holds no batch"),
+        ([torch.zeros(4, 3, 16, 12)], "pairs of tensors"),
+    ],
+)
+def test_bad_data_is_named(data, words):
+    with pytest.raises(InputError, match=words):
+        dataset_of(data, EXAMPLE)

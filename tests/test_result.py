@@ -1,0 +1,123 @@
+"""What a search returns: saved without code, loaded without searching, exported."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from rlprune import Budget, load, networks, peers
+from rlprune.errors import InputError
+
+SMALL = {"images": 150, "recalibration": 150}
+
+
+def uniform(network, example, data, share=0.2):
+    return peers.uniform(network, example, [Budget("parameters", share)], data, evaluation=SMALL)
+
+
+@pytest.fixture(scope="module")
+def found(_trained, digits):
+    return uniform(_trained, digits.example, digits)
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    return digits.normalise(digits.test.images[:8])
+
+
+def test_saved_result_loads_again(tmp_path, digits, images):
+    network = networks.build("resnet20").eval()
+    result = uniform(network, digits.example, digits)
+    result.save(tmp_path / "r")
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["history.csv", "pruning.json", "weights.pt"]
+    again = load(tmp_path / "r")
+    assert torch.equal(again.network(images), result.network(images))
+    assert again.costs == result.costs
+    assert again.widths == result.widths
+    (tmp_path / "r" / "weights.pt").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(InputError, match="is cut off or holds no weights"):
+        load(tmp_path / "r")
+    torch.save(networks.build("resnet20").state_dict(), tmp_path / "r" / "weights.pt")
+    with pytest.raises(InputError, match="weights of another network"):
+        load(tmp_path / "r")
+    with pytest.raises(InputError, match="There is no"):
+        load(tmp_path / "absent")
+
+
+def test_own_network_needs_its_architecture_to_load(found, trained, tmp_path, images):
+    found.save(tmp_path)
+    with pytest.raises(InputError, match="a pruned network of your own"):
+        load(tmp_path)
+    assert torch.allclose(load(tmp_path, trained).network(images), found.network(images), atol=1e-6)
+
+
+def test_exported_onnx_computes_the_same(found, tmp_path, digits):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = found.export_onnx(tmp_path / "slim.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    images = digits.normalise(digits.test.images[:5])
+    (logits,) = session.run(None, {"images": images.numpy(force=True).astype(np.float32)})
+    assert np.abs(logits - found.network(images).detach().numpy()).max() < 1e-4
+    assert path.stat().st_size < 4.5 * sum(p.numel() for p in found.network.parameters()) + 10000
+
+
+def test_half_precision_weights_are_half_the_size(found, trained, tmp_path, images):
+    found.save(tmp_path / "full")
+    found.save(tmp_path / "half", half=True)
+    full, half = ((tmp_path / name / "weights.pt").stat().st_size for name in ("full", "half"))
+    assert half < 0.75 * full  # a small network: names and counts are a part of it
+    again = load(tmp_path / "half", trained).network
+    assert all(p.dtype == torch.float32 for p in again.parameters())
+    expected = found.network(images)
+    assert (again(images) - expected).abs().max() < 0.01 * expected.abs().max()
+    found.network.classifier.bias.data[0] += 1e6
+    with pytest.raises(InputError, match="classifier.bias holds values too large for half precision"):
+        found.save(tmp_path / "over", half=True)
+    found.network.classifier.bias.data[0] -= 1e6
+    assert not (tmp_path / "over").exists() or not list((tmp_path / "over").iterdir())
+
+
+def test_a_network_of_torchvision_loads_by_its_name(tmp_path):
+    network = networks.build("torchvision.mobilenet_v3_small", classes=10).eval()
+    example = torch.zeros(1, 3, 64, 64)
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    result = peers.uniform(network, example, [Budget("macs", 0.5)], evaluate=lambda pruned: 0.0)
+    result.save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path).network(images), result.network(images))
+    with pytest.raises(InputError, match="another architecture"):
+        load(tmp_path, networks.build("vgg11"))
+    with pytest.raises(InputError, match="Unknown network of torchvision 'resnet19'"):
+        networks.build("torchvision.resnet19")
+
+
+FOREIGN = """
+import sys
+sys.modules["rlprune"] = sys.modules["torch_pruning"] = None  # importing either fails
+import torch
+images = torch.load({images!r})
+torch.save(torch.export.load({program!r}).module()(images), {out!r})
+"""
+
+
+def test_an_exported_program_runs_without_rlprune(found, tmp_path, images):
+    torch.save(images, tmp_path / "images.pt")
+    path = found.export_program(tmp_path / "slim.pt2")
+    paths = {"images": tmp_path / "images.pt", "program": path, "out": tmp_path / "out.pt"}
+    script = FOREIGN.format(**{key: str(value) for key, value in paths.items()})
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert torch.allclose(torch.load(tmp_path / "out.pt"), found.network(images), atol=1e-5)
+
+
+def test_loading_needs_no_search_code(found, trained, tmp_path):
+    found.save(tmp_path)
+    script = f"""
+import sys
+for name in ("torch_pruning", "rlprune.agent", "rlprune.env", "rlprune.search", "rlprune.groups"):
+    sys.modules[name] = None
+from rlprune import load, networks
+load({str(tmp_path)!r}, networks.VGG([16, "M", 32, "M", 32, 32, "M"]))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
