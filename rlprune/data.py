@@ -92,9 +92,7 @@ class Dataset:
         scale = 1 / (255 * self.std)
         return images * scale[:, None, None] - (self.mean / self.std)[:, None, None]
 
-    def augmented(
-        self, batch_size: int, generator: torch.Generator, epoch: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def augmented(self, batch_size: int, generator: torch.Generator, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch over the training split, shuffled, cropped at random, and mirrored every other time.
 
         Args:

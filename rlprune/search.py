@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rlprune.agent import LagrangianPPO, PPOOptions
 from rlprune.candidates import finish
@@ -21,12 +20,12 @@ from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.groups import trace
+from rlprune.log import SearchLog
 from rlprune.own import OwnData, dataset_of
 from rlprune.result import PruningResult
 from rlprune.training import Training, fit
 
 EPISODES_PER_UPDATE = 10
-KEPT = 10  # decisions remembered, for a noisy cost may refuse the best when it is measured again
 
 
 def prune(
@@ -117,8 +116,7 @@ def prune(
             f"None of {len(log.rows)} networks met the budget: use fit_budget='shrink', or search for longer."
         )
     seconds = time.perf_counter() - start
-    ranked = [decision["widths"] for decision in log.best]
-    result = finish(env.candidates, ranked, evaluator, log.rows, len(log.rows), seconds, action)
+    result = finish(env.candidates, log.ranked, evaluator, log.rows, len(log.rows), seconds, action)
     if finetune is not None:
         fit(result.network, images, finetune, seed, teacher=network.eval(), progress="fine-tune" if progress else None)
     return result
@@ -143,53 +141,25 @@ def _options(env: PruningEnv, episodes: int, given: dict[str, Any]) -> PPOOption
         raise InputError(f"Unknown option of the agent among {sorted(given)}. Use: {known}.") from error
 
 
-class _Log:
-    """The rows of history.csv, the best decision so far, and the bar that shows them."""
+class _Log(SearchLog):
+    """The episodes of an environment, with the λ under which they were played."""
 
     def __init__(self, env: PruningEnv, episodes: int, progress: bool) -> None:
-        self.env, self.names = env, [budget.name for budget in env.candidates.budgets]
-        self.rows: list[dict[str, float]] = []
-        self.best: list[dict[str, Any]] = []  # feasible decisions, the best first
+        super().__init__(env.candidates, episodes, progress)
+        self.env = env
         self.taken = 0  # of env.episodes
         self.multipliers: list[float] = []  # λ under which the next episodes are played
-        self.bar = tqdm(total=episodes, desc="search", mininterval=1, disable=not progress)
 
     def take(self, agent: LagrangianPPO) -> None:
-        """Add the episodes that have ended since the last call, with the λ under which they were played."""
+        """Add the episodes that have ended since the last call."""
         for episode in self.env.episodes[self.taken :]:
-            if episode["feasible"] and all(known["widths"] != episode["widths"] for known in self.best):
-                self.best.append({"reward": episode["reward"], "widths": episode["widths"]})
-                # a stable sort: of equal rewards the first found stays first
-                self.best = sorted(self.best, key=lambda known: -known["reward"])[:KEPT]
-            row = {
-                "episode": len(self.rows) + 1,
-                "steps": (len(self.rows) + 1) * len(self.env.groups),
-                "reward": episode["reward"],
-                "mean_action": sum(episode["shares"]) / len(episode["shares"]),
-            }
-            row |= dict(zip(self.names, episode["asked"], strict=True))
-            row |= {f"lambda_{name}": x for name, x in zip(self.names, self.multipliers, strict=True)}
-            row |= {"best": self.best[0]["reward"] if self.best else float("nan"), "seconds": episode["seconds"]}
-            self.rows.append(row)
+            prices = {f"lambda_{name}": x for name, x in zip(self.names, self.multipliers, strict=True)}
+            widths, shares, asked = episode["widths"], episode["shares"], episode["asked"]
+            self.add(episode["reward"], widths, shares, asked, episode["seconds"], episode["feasible"], prices)
         self.taken = len(self.env.episodes)
+        prices = zip(self.names, self.multipliers, strict=False)
+        self.show(**{f"λ {name}": f"{price:.3f}" for name, price in prices})
         self.multipliers = agent.multipliers.tolist()
-        self._show()
-
-    def _show(self) -> None:
-        self.bar.n = min(len(self.rows), self.bar.total)
-        if self.rows:
-            last = self.rows[-10:]
-            figures = {"reward": f"{sum(r['reward'] for r in last) / len(last):.1f}"}
-            for name in self.names:
-                figures[name] = f"{sum(r[name] for r in last) / len(last):.1f} %"
-                figures[f"λ {name}"] = f"{last[-1][f'lambda_{name}']:.3f}"
-            self.bar.set_postfix(best=f"{last[-1]['best']:.1f}", **figures)
-
-    def state(self) -> dict[str, Any]:
-        return {"rows": self.rows, "best": self.best}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.rows, self.best = state["rows"], state["best"]
 
 
 def _fingerprint(env: PruningEnv, data: Dataset | None, options: dict[str, Any], rest: list[Any]) -> str:

@@ -27,12 +27,13 @@ METHODS = {
     "smof": ("SMOF", "#882255", "P"),
     "hfp": ("HFP", "#332288", "p"),
     "random": ("Random search", "#333333", "X"),
+    "evolution": ("CMA-ES", "#6a8f00", "*"),
     "uniform": ("Uniform widths", "#8c8c8c", "h"),
     "magnitude": ("Magnitude", "#999933", "<"),
     "batchnorm": ("Batch-norm scale", "#56b4e9", ">"),
     "taylor": ("Taylor", "#cc6677", "d"),
 }
-_OTHERS = [("#44aa99", "*"), ("#7f4a1e", "H"), ("#6a8f00", "8"), ("#b0578d", "o"), ("#2b7a78", "s")]
+_OTHERS = [("#44aa99", "8"), ("#7f4a1e", "H"), ("#b0578d", "o"), ("#2b7a78", "s")]
 COSTS = {"macs": "MACs", "peak_memory": "peak memory", "onnx_bytes": "ONNX bytes"}  # names that read badly as they are
 
 _HEAD = ["dataset", "source", "sha256", "network", "device", "versions"]

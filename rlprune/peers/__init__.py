@@ -1,5 +1,6 @@
 """Methods to compare with, all with the signature of `rlprune.prune`."""
 
+from rlprune.peers.blind import evolution, random
 from rlprune.peers.uniform import uniform
 
-__all__ = ["uniform"]
+__all__ = ["evolution", "random", "uniform"]

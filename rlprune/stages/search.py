@@ -1,5 +1,6 @@
 """Stage search: every method of an experiment decides which filters stay."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,10 @@ def _search(
     progress: bool,
 ) -> PruningResult:
     if method in PEERS:
-        shared = {key: value for key, value in chosen.items() if key in SHARED}
+        takes = SHARED | (set(inspect.signature(PEERS[method]).parameters) & {"episodes"})
+        shared = {key: value for key, value in chosen.items() if key in takes}
+        if "episodes" in takes:
+            shared["progress"] = progress
         return PEERS[method](network, data.example, limits, data, seed=seed, **shared)
     return prune(
         network,

@@ -1,0 +1,104 @@
+"""Searches that do not look at the network: random shares, and an evolution strategy on shares.
+
+What an agent has to beat at as many evaluations. Both decide a share of filters
+per group; a decision is brought onto the budget by one common factor.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import cma
+import numpy as np
+from torch import Tensor, nn
+
+from rlprune.candidates import Candidates, finish
+from rlprune.costs import Budget
+from rlprune.errors import InputError
+from rlprune.evaluate import Evaluator
+from rlprune.log import SearchLog
+from rlprune.own import OwnData
+from rlprune.peers.judged import judged
+from rlprune.result import PruningResult
+
+LEAST = 0.05  # the smallest share tried, before it is fitted to the budget
+SPREAD = 0.8  # first step of the evolution strategy, in logits of the shares
+
+
+def random(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None = None,
+    episodes: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> PruningResult:
+    """The best of ``episodes`` networks whose shares are drawn uniformly, each group's on its own.
+
+    See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
+    """
+    search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress)
+    generator = np.random.default_rng(seed)
+    with search.log.bar:
+        for _ in range(episodes):
+            search.tried(generator.uniform(LEAST, 1, len(search.candidates.sizes)))
+    return search.result("random")
+
+
+def evolution(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None = None,
+    episodes: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> PruningResult:
+    """CMA-ES (Hansen 2016, arXiv 1604.00772; package ``cma``) on the logits of the shares, from uniform widths.
+
+    See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
+    """
+    search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress)
+    count = len(search.candidates.sizes)
+    if count < 2:
+        raise InputError("CMA-ES needs at least 2 filter groups, and this network has 1: use peers.random.")
+    share = np.clip(np.mean(np.array(search.candidates.uniform()) / search.candidates.sizes), LEAST, 1 - LEAST)
+    start = np.full(count, np.log(share / (1 - share)))
+    # its seed 0 stands for the time of day
+    strategy = cma.CMAEvolutionStrategy(start, SPREAD, {"seed": seed + 1, "verbose": -9})
+    with search.log.bar:
+        while len(search.log.rows) < episodes:
+            points = strategy.ask()[: episodes - len(search.log.rows)]
+            rewards = [search.tried(1 / (1 + np.exp(-point))) for point in points]
+            if len(points) == strategy.popsize:
+                strategy.tell(points, [-reward for reward in rewards])
+    return search.result("evolution")
+
+
+class _Search:
+    """Tries shares, one candidate after the other."""
+
+    def __init__(self, candidates: Candidates, evaluator: Evaluator, episodes: int, progress: bool) -> None:
+        if episodes < 1:
+            raise InputError(f"A search needs at least 1 episode, not {episodes}.")
+        self.candidates, self.evaluator = candidates, evaluator
+        self.log = SearchLog(candidates, episodes, progress)
+        self.start = time.perf_counter()
+
+    def tried(self, shares: np.ndarray) -> float:
+        """Reward of these shares, brought onto the budget."""
+        start = time.perf_counter()
+        widths = self.candidates.fit(shares, "scale")
+        reward = self.evaluator(self.candidates.masks(widths))
+        percent = 100 * self.candidates.costs(widths) / self.candidates.unpruned
+        self.log.add(reward, widths, np.array(widths) / self.candidates.sizes, percent, time.perf_counter() - start)
+        self.log.show()
+        return reward
+
+    def result(self, method: str) -> PruningResult:
+        """The best that was tried."""
+        rows, seconds = self.log.rows, time.perf_counter() - self.start
+        return finish(self.candidates, self.log.ranked, self.evaluator, rows, len(rows), seconds, method)

@@ -1,0 +1,32 @@
+"""What every method is given: candidates within budget, and their judge."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from rlprune.candidates import Candidates
+from rlprune.costs import Budget
+from rlprune.evaluate import Evaluator
+from rlprune.groups import trace
+from rlprune.own import OwnData, dataset_of
+
+
+def judged(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None = None,
+    seed: int = 0,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    criterion: str = "magnitude",
+    minimum: int = 1,
+    multiple: int = 1,
+    exclude: Sequence[str | type[nn.Module]] = (),
+    evaluation: dict[str, Any] | None = None,
+) -> tuple[Candidates, Evaluator]:
+    """Candidates and evaluator, the same for every method; see `rlprune.prune` for the arguments."""
+    groups = trace(network, example_input, exclude)
+    candidates = Candidates(network, groups, example_input, budgets, criterion, minimum, multiple)
+    images = dataset_of(data, example_input, seed) if data is not None else None
+    return candidates, Evaluator(network, groups, images, evaluate, **(evaluation or {}))
