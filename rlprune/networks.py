@@ -9,6 +9,7 @@ filters), with 1×1 convolutions where a shortcut changes shape.
 import torch
 from torch import Tensor, nn
 
+from rlprune._torchvision import torchvision
 from rlprune.errors import one_of
 
 VGG_LAYERS: dict[str, list[int | str]] = {
@@ -122,23 +123,25 @@ def build(name: str, classes: int = 10, seed: int = 0) -> nn.Module:
     Raises:
         InputError: the name is unknown.
     """
+    check_name(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name.startswith(TORCHVISION):
-            network = _of_torchvision(name.removeprefix(TORCHVISION), classes)
+            models = torchvision().models
+            network = models.get_model(name.removeprefix(TORCHVISION), weights=None, num_classes=classes)
         elif name in VGG_LAYERS:
             network = VGG(VGG_LAYERS[name], classes)
         else:
-            one_of("network", name, [*NAMES, f"{TORCHVISION}<one of its classification networks>"])
             blocks, widths, bottleneck = RESNET_LAYERS[name]
             network = ResNet(blocks, widths, bottleneck, classes)
     network.architecture = {"name": name, "classes": classes}  # a saved result names it
     return network
 
 
-def _of_torchvision(name: str, classes: int) -> nn.Module:
-    from rlprune._torchvision import torchvision
-
-    models = torchvision().models
-    one_of("network of torchvision", name, models.list_models(module=models))
-    return models.get_model(name, weights=None, num_classes=classes)
+def check_name(name: str) -> None:
+    """Raise `InputError` unless `build` knows the name."""
+    if str(name).startswith(TORCHVISION):
+        models = torchvision().models
+        one_of("network of torchvision", name.removeprefix(TORCHVISION), models.list_models(module=models))
+    else:
+        one_of("network", name, [*NAMES, f"{TORCHVISION}<one of its classification networks>"])

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rlprune.errors import InputError
-from rlprune.stages import baseline, check, finetune, search, tables
+from rlprune.stages import baseline, check, finetune, prepare, search, tables
 from rlprune.stages.common import project
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,8 +178,6 @@ def test_plain_functions_do_the_same_without_dvc_and_papermill(tmp_path, clone):
     params = json.loads(json.dumps(TINY))
     params["baselines"]["digits_resnet20"]["seeds"] = params["experiments"][NAME]["seeds"] = [1]
     write(tmp_path, params)
-    from rlprune.stages import prepare
-
     prepare.run("digits", tmp_path)
     baseline.run("digits_resnet20", tmp_path, progress=False)
     search.run(NAME, tmp_path, progress=False)
@@ -195,7 +193,6 @@ def test_stopped_stage_goes_on(tmp_path, monkeypatch):
     params = json.loads(json.dumps(TINY))
     write(tmp_path, params)
     from rlprune import training
-    from rlprune.stages import prepare
 
     prepare.run("digits", tmp_path)
     real, calls = training._epoch, []
@@ -227,6 +224,9 @@ def test_stopped_stage_goes_on(tmp_path, monkeypatch):
         ("experiments", "budgets", {"parameters": 0}, "limit of the budget on parameters"),
         ("experiments", "budgets", {"weight": 0.1}, "Unknown cost 'weight'"),
         ("experiments", "budgets", 0.1, "must be like"),
+        ("experiments", "budgets", {"macs": {"share": 0.1}}, "must be like"),
+        ("experiments", "budgets", {"macs": {"limit": 2.0}}, "relative=False"),
+        ("baselines", "network", "torchvision.resnet19", "Unknown network of torchvision 'resnet19'"),
         ("experiments", "methods", ["magic"], "Unknown method 'magic'"),
         ("experiments", "search", {"episode": 3}, "Unknown search parameter 'episode'"),
         ("experiments", "seeds", [7], r"is trained with \[0, 1\] only"),
@@ -241,6 +241,44 @@ def test_bad_entry_is_one_sentence_before_any_work(tmp_path, group, key, value, 
         check.run(tmp_path)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_several_budgets_and_methods_by_their_entries(tmp_path):
+    params = json.loads(json.dumps(TINY))
+    experiment = params["experiments"][NAME]
+    experiment["budgets"] = {"parameters": 0.3, "macs": {"limit": 8e6, "relative": False}, "peak_memory": 0.9}
+    experiment["methods"] = ["layerwise", "random", "evolution", "uniform"]
+    experiment["search"] = {"minimum": 2, "multiple": 2, "exclude": ["stem"]}
+    params["baselines"]["digits_resnet20"]["seeds"] = experiment["seeds"] = [0]
+    write(tmp_path, params)
+    assert "in order" in check.run(tmp_path)
+    prepare.run("digits", tmp_path)
+    baseline.run("digits_resnet20", tmp_path, progress=False)
+    searched = search.run(NAME, tmp_path, progress=False)
+    assert searched["budgets"][1] == {"name": "macs", "limit": 8e6, "relative": False}
+    for method, evaluations in (("layerwise", 4), ("random", 4), ("evolution", 4), ("uniform", 1)):
+        found = searched["methods"][method]["0"]
+        assert found["evaluations"] == evaluations
+        assert found["costs"]["macs"]["value"] <= 8e6
+        assert found["costs"]["parameters"]["share"] <= 0.3
+        assert found["costs"]["peak_memory"]["share"] <= 0.9
+        assert all(kept % 2 == 0 for kept, _ in found["widths"].values())
+        assert "stem.0" not in found["widths"]
+    finetune.run(NAME, tmp_path, progress=False)
+    tables.run("quick", tmp_path)
+    page = (tmp_path / "reports" / "quick" / "results.md").read_text()
+    assert "CMA-ES" in page
+    assert "MACs ≤ 8.00 M" in page
+
+
+def test_quick_start_notebook_runs_as_it_stands(clone):
+    small = {"episodes": "4", "epochs": "1", "latency": "0.9"}
+    arguments = [part for name, value in small.items() for part in ("-p", name, value)]
+    notebook = "executed/quickstart.ipynb"
+    run(clone, "papermill", "--no-progress-bar", "notebooks/00_quickstart.ipynb", notebook, *arguments)
+    cells = json.loads((clone / notebook).read_text())["cells"]
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    assert (clone / "executed" / "slim.onnx").stat().st_size > 10_000
 
 
 def test_good_entries_pass_the_check(tmp_path):
@@ -287,8 +325,6 @@ def test_broken_notebook_stage_fails_with_the_sentence_last(clone):
 
 def test_changed_dataset_is_noticed(tmp_path):
     write(tmp_path, TINY)
-    from rlprune.stages import prepare
-
     prepare.run("digits", tmp_path)
     record = tmp_path / "results/data/digits.json"
     record.write_text(record.read_text().replace(read(record)["sha256"], "0" * 64))

@@ -10,7 +10,7 @@ from torch import nn
 from rlprune.data import Dataset
 from rlprune.errors import one_of
 from rlprune.files import load_weights, save_weights
-from rlprune.networks import NAMES, build
+from rlprune.networks import build, check_name
 from rlprune.stages.common import Project, project
 from rlprune.stages.prepare import dataset
 from rlprune.stages.record import fingerprint, write_results
@@ -34,7 +34,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     """
     here = project(root)
     entry, training = here.entry("baselines", name), schedule(here, name)
-    one_of("network", entry["network"], NAMES)
+    check_name(entry["network"])
     data = dataset(here, entry["dataset"])
     seeds, histories, checkpoints = {}, [], []
     for seed in entry["seeds"]:

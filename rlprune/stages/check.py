@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from rlprune.errors import InputError, one_of
-from rlprune.networks import NAMES as NETWORKS
+from rlprune.networks import check_name
 from rlprune.sources import NAMES as DATASETS
 from rlprune.stages import baseline, finetune, search
-from rlprune.stages.common import project
+from rlprune.stages.common import budgets, project
 
 
 def run(root: str | Path | None = None) -> str:
@@ -22,7 +22,7 @@ def run(root: str | Path | None = None) -> str:
     baselines, experiments = here.params.get("baselines") or {}, here.params.get("experiments") or {}
     for name in baselines:
         entry = here.entry("baselines", name)
-        one_of("network", entry["network"], NETWORKS)
+        check_name(entry["network"])
         here.entry("datasets", entry["dataset"])
         baseline.schedule(here, name)
     for name in experiments:
@@ -34,6 +34,6 @@ def run(root: str | Path | None = None) -> str:
                 f"{seeds} only: add the missing ones there."
             )
         search.settings(here, name)
-        search.budgets(here, name)
+        budgets(here, name)
         finetune.schedule(here, name)
     return f"params.yaml: {len(baselines)} baselines and {len(experiments)} experiments are in order."

@@ -1,15 +1,21 @@
 """What all stages share: parameters, where files lie, what every result records."""
 
+from __future__ import annotations
+
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from rlprune.errors import InputError, one_of
+
+if TYPE_CHECKING:  # a stage that only draws does not wait for torch
+    from rlprune.costs import Budget
 
 REQUIRED = {
     "datasets": {"validation", "seed"},
@@ -68,6 +74,35 @@ class Project:
         """Names of the experiments of a suite."""
         one_of("suite", suite, self.params.get("suites") or {})
         return [name for name, entry in (self.params.get("experiments") or {}).items() if entry["suite"] == suite]
+
+
+def budgets(here: Project, name: str) -> list[Budget]:
+    """An experiment's budgets: cost → share of the unpruned network's, or {limit, relative: false} in its own unit.
+
+    Raises:
+        InputError: unknown cost, or a limit that makes no sense.
+    """
+    from rlprune.costs import Budget
+
+    given = here.entry("experiments", name)["budgets"]
+    fault = InputError(
+        f"experiments.{name}.budgets in params.yaml must be like {{parameters: 0.1}} or "
+        f"{{latency: {{limit: 5.0, relative: false}}}}, not {given!r}."
+    )
+    if not isinstance(given, dict) or not given:
+        raise fault
+    found = []
+    for cost, limit in given.items():
+        options = limit if isinstance(limit, dict) else {"limit": limit}
+        if "limit" not in options or not set(options) <= {"limit", "relative"}:
+            raise fault
+        found.append(Budget(cost, **options))
+    return found
+
+
+def described(limits: Sequence[Budget]) -> list[dict[str, Any]]:
+    """Budgets as results record them."""
+    return [{"name": budget.name, "limit": budget.limit, "relative": budget.relative} for budget in limits]
 
 
 def project(root: str | Path | None = None) -> Project:

@@ -8,7 +8,7 @@ import pandas as pd
 from rlprune.files import save_weights
 from rlprune.result import load
 from rlprune.stages.baseline import trained
-from rlprune.stages.common import Project, project
+from rlprune.stages.common import Project, budgets, described, project
 from rlprune.stages.prepare import dataset
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.training import Training, accuracy, fit
@@ -59,7 +59,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     head = {
         "network": here.entry("baselines", entry["baseline"])["network"],
         "baseline": entry["baseline"],
-        "budgets": [{"name": cost, "limit": share, "relative": True} for cost, share in entry["budgets"].items()],
+        "budgets": described(budgets(here, name)),
         "training": training,
     }
     folder = here.results(entry["suite"], name, "finetune")

@@ -12,18 +12,19 @@ from rlprune import costs, peers
 from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.env import ACTIONS
-from rlprune.errors import InputError, one_of
+from rlprune.errors import one_of
 from rlprune.files import weights_hash
 from rlprune.result import PruningResult
 from rlprune.search import prune
 from rlprune.stages.baseline import trained
-from rlprune.stages.common import Project, project
+from rlprune.stages.common import Project, budgets, described, project
 from rlprune.stages.prepare import dataset
 from rlprune.stages.record import fingerprint, write_results
 
 PEERS: dict[str, Callable[..., PruningResult]] = {name: getattr(peers, name) for name in peers.__all__}
 METHODS = [*ACTIONS, *PEERS]
-SHARED = {"criterion", "evaluation"}  # what every method takes; the rest is the agent's
+# what every method takes; the rest is the agent's
+SHARED = {"criterion", "evaluation", "minimum", "multiple", "exclude"}
 
 
 def settings(here: Project, name: str) -> dict[str, Any]:
@@ -37,18 +38,6 @@ def settings(here: Project, name: str) -> dict[str, Any]:
     for method in entry["methods"]:
         one_of("method", method, METHODS)
     return chosen
-
-
-def budgets(here: Project, name: str) -> list[Budget]:
-    """An experiment's budgets, as shares of the unpruned network's cost.
-
-    Raises:
-        InputError: unknown cost, or a share that is not in (0, 1].
-    """
-    given = here.entry("experiments", name)["budgets"]
-    if not isinstance(given, dict) or not given:
-        raise InputError(f"experiments.{name}.budgets in params.yaml must be like {{parameters: 0.1}}, not {given!r}.")
-    return [Budget(cost, share) for cost, share in given.items()]
 
 
 def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
@@ -83,7 +72,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     head = {
         "network": here.entry("baselines", entry["baseline"])["network"],
         "baseline": entry["baseline"],
-        "budgets": [{"name": b.name, "limit": b.limit, "relative": b.relative} for b in limits],
+        "budgets": described(limits),
         "search": chosen,
     }
     folder = here.results(entry["suite"], name, "search")
