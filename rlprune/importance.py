@@ -43,7 +43,8 @@ def scores(
     result = []
     for group, score in zip(groups, _gathered(groups, _values(network, groups, criterion, sample)), strict=True):
         if score is None:
-            raise InputError(f"Criterion {criterion!r} says nothing of group {group.name}: use criterion 'magnitude'.")
+            lack = "has no batch norm with a scale" if criterion == "batchnorm" else "is not reached by the loss"
+            raise InputError(f"Group {group.name} {lack}: use criterion 'magnitude'.")
         result.append(score)
     return result
 

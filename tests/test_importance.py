@@ -105,5 +105,5 @@ def test_bad_input_is_named():
         scores(network, groups, "size")
     with pytest.raises(InputError, match="'taylor' needs data"):
         scores(network, groups, "taylor")
-    with pytest.raises(InputError, match="'batchnorm' says nothing of group 0"):
+    with pytest.raises(InputError, match="Group 0 has no batch norm"):
         scores(network, groups, "batchnorm")
