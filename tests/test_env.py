@@ -157,6 +157,6 @@ def test_filterwise_actions_weigh_the_features_of_filters(trained, digits):
             values = sign * of_group[:, FEATURES.index(column)]
             assert int(mask.sum()) == len(mask) // 2
             assert values[mask].min() >= values[~mask].max()
+    env.reset()
     with pytest.raises(InputError, match="must be 6 number"):
-        env.reset()
         env.step(np.array([0.5], dtype=np.float32))
