@@ -9,6 +9,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,28 @@ from rlprune.costs import Budget, Predictor, conditions
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator
 from rlprune.groups import FilterGroups
-from rlprune.importance import scores
+from rlprune.importance import Sample, scores
 from rlprune.masking import keep_top, slim
 from rlprune.result import PruningResult
 
 FITS = ["shrink", "scale", "wall", "none"]
 PROBES = 33  # uniform widths looked at where the smallest network is not within budget
 TRIES = 20  # ever smaller networks measured where a noisy cost refuses those that the search found
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a method decided on.
+
+    Attributes:
+        reward: of its network.
+        widths: filters kept per group.
+        scores: per group, (size,): the highest stay; None for those of the criterion.
+    """
+
+    reward: float
+    widths: list[int]
+    scores: list[Tensor] | None = None
 
 
 class Candidates:
@@ -38,6 +54,7 @@ class Candidates:
         example_input: what costs are measured with.
         budgets: all of them are to be met.
         criterion: which filters of a group stay, see `rlprune.importance.scores`.
+        sample: images and labels, for a criterion that looks at data.
         minimum: filters that every group keeps at least.
         multiple: what is kept of a group is a multiple of this, or all of it.
 
@@ -57,6 +74,7 @@ class Candidates:
         example_input: Tensor,
         budgets: Sequence[Budget],
         criterion: str = "magnitude",
+        sample: Sample | None = None,
         minimum: int = 1,
         multiple: int = 1,
     ) -> None:
@@ -66,7 +84,7 @@ class Candidates:
         self.sizes = np.array([group.size for group in groups])
         least = -(-max(minimum, 1) // multiple) * multiple
         self.least = np.minimum(least, self.sizes).tolist()
-        self.scores = scores(network, groups, criterion)
+        self.scores = scores(network, groups, criterion, sample)
         self.predictor = Predictor(network, groups, example_input)
         self._values: dict[tuple[int, ...], dict[int, float]] = {}
         self._built: tuple[tuple[int, ...], nn.Module] | None = None
@@ -134,9 +152,9 @@ class Candidates:
         kept = np.floor(shares * self.sizes / self.multiple + 1e-6).astype(int) * self.multiple
         return np.clip(np.where(shares >= 1, self.sizes, kept), self.least, self.sizes).tolist()
 
-    def masks(self, widths: list[int]) -> list[Tensor]:
-        """Keep masks: the best filters of each group by the criterion."""
-        return keep_top(self.scores, widths)
+    def masks(self, widths: list[int], scores: list[Tensor] | None = None) -> list[Tensor]:
+        """Keep masks: the best filters of each group by the criterion, or by ``scores`` of one's own."""
+        return keep_top(self.scores if scores is None else scores, widths)
 
     def costs(self, widths: list[int]) -> np.ndarray:
         """The cost of these widths, one per budget: computed where it can be, else measured on the slim network."""
@@ -257,7 +275,7 @@ class Candidates:
 
 def finish(
     candidates: Candidates,
-    ranked: Sequence[list[int]],
+    ranked: Sequence[Decision],
     evaluator: Evaluator,
     history: list[dict[str, Any]],
     evaluations: int,
@@ -268,7 +286,7 @@ def finish(
 
     Args:
         candidates: of the unpruned network.
-        ranked: widths decided on, the best first. A noisy cost may refuse them all: then the
+        ranked: what was decided on, the best first. A noisy cost may refuse them all: then the
             best one is made smaller until it is accepted.
         evaluator: makes the network of given masks, and knows its reward.
         history: a row per candidate tried.
@@ -279,10 +297,11 @@ def finish(
     Raises:
         InputError: even the smallest networks are over budget when measured again.
     """
-    shares = np.array(ranked[0]) / candidates.sizes
-    smaller = (candidates.widths(shares * 0.93**step) for step in range(1, TRIES + 1))
-    for widths in itertools.chain(ranked, smaller, [candidates.anchor]):
-        masks = candidates.masks(widths)
+    best = ranked[0]
+    shares = np.array(best.widths) / candidates.sizes
+    smaller = [candidates.widths(shares * 0.93**step) for step in range(1, TRIES + 1)] + [candidates.anchor]
+    for decision in itertools.chain(ranked, (replace(best, widths=widths) for widths in smaller)):
+        widths, masks = decision.widths, candidates.masks(decision.widths, decision.scores)
         network = evaluator.candidate(masks)
         costs = candidates.measured(network)
         if all(cost["value"] <= cost["limit"] for cost in costs.values()):
@@ -319,4 +338,4 @@ def single(candidates: Candidates, evaluator: Evaluator, widths: list[int], meth
     for budget, percent in zip(candidates.budgets, 100 * candidates.costs(widths) / candidates.unpruned, strict=True):
         row[budget.name] = percent
     row["seconds"] = seconds
-    return finish(candidates, [widths], evaluator, [row], 1, seconds, method)
+    return finish(candidates, [Decision(reward, widths)], evaluator, [row], 1, seconds, method)

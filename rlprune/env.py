@@ -12,21 +12,29 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from rlprune.candidates import FITS, Candidates
+from rlprune.candidates import FITS, Candidates, Decision
 from rlprune.costs import Budget
 from rlprune.errors import InputError, one_of
 from rlprune.groups import FilterGroups, trace
+from rlprune.importance import FEATURES, Sample, features
 
-ACTIONS = ["layerwise"]
+ACTIONS = ["layerwise", "filterwise"]
 HARMONICS = 4
 
 
 class PruningEnv(gymnasium.Env):
     """Prune a network group by group, under budgets.
 
-    **Action**, ``Box(0, 1, (1,))``: the share of the group's filters to keep.
+    **Action**, layer-wise, ``Box(0, 1, (1,))``: the share of the group's filters to keep. Which ones, a
+    criterion says.
+
+    **Action**, filter-wise, ``Box(0, 1, (1 + len(FEATURES),))``: the share, and how much each of a filter's
+    `rlprune.importance.FEATURES` counts, 0 for -1, 0.5 for nothing, 1 for 1. The weighted sum is each filter's
+    keep logit, and the highest stay: a learned importance, whose weights the filters of a group share, so that it
+    fits groups of any size.
 
     **Observation**, ``Box(-inf, inf, (11 + HARMONICS + budgets,))``, of the group to decide next:
 
@@ -63,14 +71,15 @@ class PruningEnv(gymnasium.Env):
         reward: keep masks → number; usually an `rlprune.evaluate.Evaluator`.
         action: one of `ACTIONS`.
         groups: the filter groups, if they have been traced already.
-        criterion: which filters of a group stay, see `rlprune.importance.scores`.
+        criterion: which filters of a group stay, see `rlprune.importance.scores`; layer-wise.
+        sample: images and labels, for the criterion "taylor" and for the feature of that name.
         fit: how a decision is brought within budget, see `Candidates.fit`.
         minimum: filters that every group keeps at least.
         multiple: what is kept of a group is a multiple of this, or all of it.
 
     Attributes:
-        episodes: a dict per finished episode: reward, shares, widths, asked (cost
-            asked for, percent), feasible, seconds.
+        episodes: a dict per finished episode: decision (`rlprune.candidates.Decision`), shares,
+            asked (cost asked for, percent), feasible, seconds.
         limits: the budgets in the unit of ``info["cost"]``, to be handed to the agent.
     """
 
@@ -85,6 +94,7 @@ class PruningEnv(gymnasium.Env):
         action: str = "layerwise",
         groups: FilterGroups | None = None,
         criterion: str = "magnitude",
+        sample: Sample | None = None,
         fit: str = "shrink",
         minimum: int = 1,
         multiple: int = 1,
@@ -92,13 +102,16 @@ class PruningEnv(gymnasium.Env):
         one_of("action space", action, ACTIONS)
         one_of("way to fit a budget", fit, FITS)
         groups = trace(network, example_input) if groups is None else groups
-        self.candidates = Candidates(network, groups, example_input, budgets, criterion, minimum, multiple)
+        self.candidates = Candidates(network, groups, example_input, budgets, criterion, sample, minimum, multiple)
         self.reward, self.fit = reward, fit
         self.limits = 100 * self.candidates.limits / self.candidates.unpruned
         self.episodes: list[dict[str, Any]] = []
         self.groups = groups
         self._features = self._describe()
-        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)
+        self._of_filters = features(network, groups, sample) if action == "filterwise" else None
+        self._weights: list[np.ndarray] = []
+        length = 1 if self._of_filters is None else 1 + len(FEATURES)
+        self.action_space = gymnasium.spaces.Box(0.0, 1.0, (length,), np.float32)
         size = self._features.shape[1] + 3 + len(self.limits)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self._shares: list[float] = []
@@ -109,7 +122,7 @@ class PruningEnv(gymnasium.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start at the first group. The environment has no randomness of its own."""
         super().reset(seed=seed)
-        self._shares = []
+        self._shares, self._weights = [], []
         self._started = time.perf_counter()
         return self._observation(), {}
 
@@ -117,10 +130,12 @@ class PruningEnv(gymnasium.Env):
         """Decide one group; see the class."""
         if len(self._shares) == len(self.groups):
             raise InputError("The episode is over: call reset() before the next step.")
-        share = float(np.asarray(action).reshape(-1)[0])
-        if not math.isfinite(share):
-            raise InputError(f"An action must be a number in [0, 1], not {share}.")
-        self._shares.append(self._walled(min(max(share, 0.0), 1.0)))
+        action = np.asarray(action, dtype=np.float64).reshape(-1)
+        if action.shape != self.action_space.shape or not np.isfinite(action).all():
+            raise InputError(f"An action must be {self.action_space.shape[0]} number(s) in [0, 1], not {action}.")
+        action = action.clip(0, 1)
+        self._shares.append(self._walled(float(action[0])))
+        self._weights.append(2 * action[1:] - 1)
         if len(self._shares) < len(self.groups):
             return self._observation(), 0.0, False, False, {"cost": np.zeros(len(self.limits))}
         reward, cost = self._finish()
@@ -144,12 +159,15 @@ class PruningEnv(gymnasium.Env):
         shares = np.array(self._shares)
         asked = 100 * self.candidates.costs(self.candidates.widths(shares)) / self.candidates.unpruned
         widths = self.candidates.fit(shares, self.fit)
-        reward = float(self.reward(self.candidates.masks(widths)))
+        scores = None
+        if self._of_filters is not None:
+            pairs = zip(self._of_filters, self._weights, strict=True)
+            scores = [of_group @ torch.as_tensor(weights, dtype=torch.float32) for of_group, weights in pairs]
+        reward = float(self.reward(self.candidates.masks(widths, scores)))
         self.episodes.append(
             {
-                "reward": reward,
+                "decision": Decision(reward, widths, scores),
                 "shares": shares.tolist(),
-                "widths": widths,
                 "asked": asked.tolist(),
                 "feasible": self.candidates.feasible(widths),
                 "seconds": time.perf_counter() - self._started,

@@ -133,6 +133,7 @@ class Evaluator:
 
     Attributes:
         evaluations: candidates measured so far, repetitions not counted.
+        sample: the training images and labels that candidates are recalibrated on, normalised; None without.
     """
 
     def __init__(
@@ -160,11 +161,13 @@ class Evaluator:
         self.network, self.groups, self.data, self.measure = network, groups, data, measure
         self.finetune_steps, self.finetune_rate, self.seed = finetune_steps, finetune_rate, seed
         self.ridge = ridge
-        self.calibration = self.target = None
+        self.calibration = self.target = self.sample = None
         if data is not None:
             self.split = data.validation[slice(0, images)]
             if recalibration:
-                self.calibration = data.normalise(data.train[slice(0, recalibration)].images)
+                chosen = data.train[slice(0, recalibration)]
+                self.calibration = data.normalise(chosen.images)
+                self.sample = self.calibration, chosen.labels
                 self.target = outputs(network, self.calibration) if ridge else None
         self.evaluations = 0
         self._known: dict[bytes, float] = {}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rlprune.candidates import Candidates
+from rlprune.candidates import Candidates, Decision
 
 KEPT = 10  # decisions remembered, for a noisy cost may refuse the best when it is measured again
 
@@ -22,20 +22,19 @@ class SearchLog:
     Attributes:
         rows: one per candidate: episode, steps (decisions so far), reward, mean_action (mean share kept), a column
             per budget (percent of the unpruned network's cost), best (reward so far), seconds.
-        best: reward and widths of feasible decisions, the best first, `KEPT` of them.
+        best: feasible decisions, the best first, `KEPT` of them.
     """
 
     def __init__(self, candidates: Candidates, episodes: int, progress: bool) -> None:
         self.candidates = candidates
         self.names = [budget.name for budget in candidates.budgets]
         self.rows: list[dict[str, float]] = []
-        self.best: list[dict[str, Any]] = []
+        self.best: list[Decision] = []
         self.bar = tqdm(total=episodes, desc="search", mininterval=1, disable=not progress)
 
     def add(
         self,
-        reward: float,
-        widths: list[int],
+        decision: Decision,
         shares: Sequence[float],
         percent: Sequence[float],
         seconds: float,
@@ -45,33 +44,26 @@ class SearchLog:
         """Add a candidate.
 
         Args:
-            reward: of its network.
-            widths: of its network.
+            decision: as it was evaluated.
             shares: decided on, one per group, before they were fitted to the budget.
             percent: cost of those, in percent of the unpruned network's, one per budget.
             seconds: that it took.
             feasible: whether its network is within budget.
             more: further columns.
         """
-        if feasible and all(known["widths"] != widths for known in self.best):
+        if feasible and (decision.scores or all(known.widths != decision.widths for known in self.best)):
             # a stable sort: of equal rewards the first found stays first
-            known = [*self.best, {"reward": reward, "widths": widths}]
-            self.best = sorted(known, key=lambda decision: -decision["reward"])[:KEPT]
+            self.best = sorted([*self.best, decision], key=lambda known: -known.reward)[:KEPT]
         number = len(self.rows) + 1
         row = {
             "episode": number,
-            "steps": number * len(widths),
-            "reward": reward,
+            "steps": number * len(decision.widths),
+            "reward": decision.reward,
             "mean_action": float(np.mean(shares)),
         }
         row |= dict(zip(self.names, map(float, percent), strict=True)) | (more or {})
-        row |= {"best": self.best[0]["reward"] if self.best else float("nan"), "seconds": seconds}
+        row |= {"best": self.best[0].reward if self.best else float("nan"), "seconds": seconds}
         self.rows.append(row)
-
-    @property
-    def ranked(self) -> list[list[int]]:
-        """Widths of the best feasible decisions, the best first."""
-        return [decision["widths"] for decision in self.best]
 
     def show(self, **figures: str) -> None:
         """Bring the bar up to date; ``figures`` are shown beside reward and best."""
@@ -84,11 +76,11 @@ class SearchLog:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"rows": self.rows, "best": self.best}
+        return {"rows": self.rows, "best": [vars(decision) for decision in self.best]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.rows, self.best = state["rows"], state["best"]
+        self.rows, self.best = state["rows"], [Decision(**decision) for decision in state["best"]]
 
 
 def _mean(rows: list[dict[str, float]], column: str) -> float:

@@ -20,6 +20,7 @@ from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.groups import trace
+from rlprune.importance import FEATURES
 from rlprune.log import SearchLog
 from rlprune.own import OwnData, dataset_of
 from rlprune.result import PruningResult
@@ -85,11 +86,21 @@ def prune(
     images = dataset_of(data, example_input, seed) if data is not None else None
     evaluator = Evaluator(network, groups, images, evaluate, **(evaluation or {}))
     env = PruningEnv(
-        network, example_input, budgets, evaluator, action, groups, criterion, fit_budget, minimum, multiple
+        network,
+        example_input,
+        budgets,
+        evaluator,
+        action,
+        groups=groups,
+        criterion=criterion,
+        sample=evaluator.sample,
+        fit=fit_budget,
+        minimum=minimum,
+        multiple=multiple,
     )
     if progress:
         print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
-    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=_options(env, episodes, agent or {}))
+    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=_options(env, episodes, criterion, agent or {}))
     rest = [episodes, seed, criterion, fit_budget, minimum, multiple, evaluation]
     run = _fingerprint(env, images, asdict(ppo.options), rest)
     log = _Log(env, episodes, progress)
@@ -116,22 +127,25 @@ def prune(
             f"None of {len(log.rows)} networks met the budget: use fit_budget='shrink', or search for longer."
         )
     seconds = time.perf_counter() - start
-    result = finish(env.candidates, log.ranked, evaluator, log.rows, len(log.rows), seconds, action)
+    result = finish(env.candidates, log.best, evaluator, log.rows, len(log.rows), seconds, action)
     if finetune is not None:
         fit(result.network, images, finetune, seed, teacher=network.eval(), progress="fine-tune" if progress else None)
     return result
 
 
-def _options(env: PruningEnv, episodes: int, given: dict[str, Any]) -> PPOOptions:
+def _options(env: PruningEnv, episodes: int, criterion: str, given: dict[str, Any]) -> PPOOptions:
     """The agent's options: short episodes and few of them want larger steps than the paper's."""
     shares = [width / size for width, size in zip(env.candidates.uniform(), env.candidates.sizes, strict=True)]
+    # filter-wise it begins with the criterion alone: what is more and what is less is to be learned
+    filterwise = env.action_space.shape[0] > 1
+    weights = [0.75 if name == criterion else 0.5 for name in FEATURES] if filterwise else []
     own = {
         "steps_per_update": min(EPISODES_PER_UPDATE, episodes) * len(env.groups),
         "whole_episodes": True,
         "learning_rate": 3e-3,
         "gamma": 1.0,
         "initial_log_std": -2.2,
-        "initial_action": float(sum(shares) / len(shares)),
+        "initial_action": [sum(shares) / len(shares), *weights],
         "multiplier": "pid",
     }
     try:
@@ -154,8 +168,8 @@ class _Log(SearchLog):
         """Add the episodes that have ended since the last call."""
         for episode in self.env.episodes[self.taken :]:
             prices = {f"lambda_{name}": x for name, x in zip(self.names, self.multipliers, strict=True)}
-            widths, shares, asked = episode["widths"], episode["shares"], episode["asked"]
-            self.add(episode["reward"], widths, shares, asked, episode["seconds"], episode["feasible"], prices)
+            shares, asked, seconds = episode["shares"], episode["asked"], episode["seconds"]
+            self.add(episode["decision"], shares, asked, seconds, episode["feasible"], prices)
         self.taken = len(self.env.episodes)
         prices = zip(self.names, self.multipliers, strict=False)
         self.show(**{f"λ {name}": f"{price:.3f}" for name, price in prices})

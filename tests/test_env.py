@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from rlprune import Budget, PruningEnv, costs, networks, trace
 from rlprune.candidates import Candidates
-from rlprune.env import HARMONICS
+from rlprune.env import ACTIONS, HARMONICS
 from rlprune.errors import InputError
+from rlprune.importance import FEATURES, features
 from rlprune.masking import slim
 
 BUDGETS = [Budget(costs.parameters, 0.2), Budget(costs.macs, 0.3)]
@@ -32,7 +33,9 @@ def play(env, shares):
     return steps
 
 
-def test_passes_gymnasiums_checker(env):
+@pytest.mark.parametrize("action", ACTIONS)
+def test_passes_gymnasiums_checker(action, trained, digits):
+    env = PruningEnv(trained, digits.example, BUDGETS, reward=lambda masks: 1.0, action=action)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*(infinity|Not able to test alternative render).*")
@@ -94,7 +97,7 @@ def test_bad_input(trained, digits):
         PruningEnv(trained, digits.example, [Budget(costs.parameters, 1e-4)], reward=lambda m: 0.0)
     env = PruningEnv(trained, digits.example, BUDGETS, reward=lambda m: 0.0)
     env.reset()
-    with pytest.raises(InputError, match="must be a number"):
+    with pytest.raises(InputError, match="must be 1 number"):
         env.step(np.array([np.nan]))
 
 
@@ -136,3 +139,24 @@ def test_costs_that_must_be_measured_are_met_too(trained, digits):
     network = slim(trained, candidates.groups, candidates.masks(widths))
     assert buffers(network, None) <= 0.4 * buffers(trained, None)
     assert buffers(network, None) > 0.3 * buffers(trained, None)
+
+
+def test_filterwise_actions_weigh_the_features_of_filters(trained, digits):
+    seen = []
+    arguments = {"reward": lambda masks: float(seen.append(masks) or 0), "action": "filterwise"}
+    env = PruningEnv(trained, digits.example, [Budget("parameters", 1.0)], **arguments)
+    assert env.action_space.shape == (1 + len(FEATURES),)
+    weights = {"magnitude": [0.5, 1.0, *[0.5] * 4], "outgoing, reversed": [0.5, *[0.5] * 3, 0.0, 0.5]}
+    for action in weights.values():
+        env.reset()
+        for _ in env.groups:
+            env.step(np.array(action, dtype=np.float32))
+    table = features(trained, env.groups)
+    for masks, (column, sign) in zip(seen, [("magnitude", 1), ("outgoing", -1)], strict=True):
+        for mask, of_group in zip(masks, table, strict=True):
+            values = sign * of_group[:, FEATURES.index(column)]
+            assert int(mask.sum()) == len(mask) // 2
+            assert values[mask].min() >= values[~mask].max()
+    env.reset()
+    with pytest.raises(InputError, match="must be 6 number"):
+        env.step(np.array([0.5], dtype=np.float32))

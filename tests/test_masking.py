@@ -383,7 +383,7 @@ def test_scores_rank_by_the_weights_of_all_layers():
     plain, groups_of_plain = case("vgg11")  # one convolution per group: what it makes counts, not what reads it
     norms = plain.features[0].weight.abs().sum((1, 2, 3))
     torch.testing.assert_close(scores(plain, groups_of_plain, "magnitude")[0], (norms / norms.mean()).detach())
-    with pytest.raises(InputError, match="magnitude, batchnorm"):
+    with pytest.raises(InputError, match="magnitude, batchnorm, taylor"):
         scores(network, groups, "luck")
     with pytest.raises(InputError, match="Group b has no batch norm"):
         scores(*case("mixed"), "batchnorm")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rlprune import Budget, costs, masking, networks, peers, prune, trace
+from rlprune import Budget, Evaluator, costs, masking, networks, peers, prune, trace
 from rlprune.errors import InputError
 from rlprune.training import Training, accuracy, fit
 
@@ -118,6 +118,14 @@ def test_finetuning_is_part_of_the_call_if_asked_for(trained, digits, found):
     tuned = search(trained, digits, episodes=5, finetune=Training(epochs=3, batch_size=64, learning_rate=0.05))
     before = accuracy(found.network, digits, digits.validation)
     assert accuracy(tuned.network, digits, digits.validation) > before
+
+
+def test_filterwise_search_repeats_itself_and_its_network_is_the_one_it_found(trained, digits):
+    first, again = (search(trained, digits, action="filterwise", episodes=20) for _ in range(2))
+    pd.testing.assert_frame_equal(deterministic(first.history), deterministic(again.history))
+    evaluator = Evaluator(trained, trace(trained, digits.example), digits, **SMALL)
+    assert evaluator(first.masks) == first.reward == first.history["reward"].max()
+    assert first.costs["parameters"]["share"] <= 0.1
 
 
 def test_uniform_is_the_widest_network_that_fits(trained, digits):

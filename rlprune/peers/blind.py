@@ -12,7 +12,7 @@ import cma
 import numpy as np
 from torch import Tensor, nn
 
-from rlprune.candidates import Candidates, finish
+from rlprune.candidates import Candidates, Decision, finish
 from rlprune.costs import Budget
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
@@ -94,11 +94,12 @@ class _Search:
         widths = self.candidates.fit(shares, "scale")
         reward = self.evaluator(self.candidates.masks(widths))
         percent = 100 * self.candidates.costs(widths) / self.candidates.unpruned
-        self.log.add(reward, widths, np.array(widths) / self.candidates.sizes, percent, time.perf_counter() - start)
+        shares, seconds = np.array(widths) / self.candidates.sizes, time.perf_counter() - start
+        self.log.add(Decision(reward, widths), shares, percent, seconds)
         self.log.show()
         return reward
 
     def result(self, method: str) -> PruningResult:
         """The best that was tried."""
         rows, seconds = self.log.rows, time.perf_counter() - self.start
-        return finish(self.candidates, self.log.ranked, self.evaluator, rows, len(rows), seconds, method)
+        return finish(self.candidates, self.log.best, self.evaluator, rows, len(rows), seconds, method)

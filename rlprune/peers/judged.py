@@ -27,6 +27,7 @@ def judged(
 ) -> tuple[Candidates, Evaluator]:
     """Candidates and evaluator, the same for every method; see `rlprune.prune` for the arguments."""
     groups = trace(network, example_input, exclude)
-    candidates = Candidates(network, groups, example_input, budgets, criterion, minimum, multiple)
     images = dataset_of(data, example_input, seed) if data is not None else None
-    return candidates, Evaluator(network, groups, images, evaluate, **(evaluation or {}))
+    evaluator = Evaluator(network, groups, images, evaluate, **(evaluation or {}))
+    sample = evaluator.sample
+    return Candidates(network, groups, example_input, budgets, criterion, sample, minimum, multiple), evaluator
