@@ -105,8 +105,7 @@ def main():
             slow, fast = naive(network, groups, masks, calibration, validation), ours(evaluator, masks)
             if number:
                 pairs.append((slow, fast))
-                passes = IMAGES + (2 if evaluator.ridge else 1) * RECALIBRATION
-                work.append((candidates.predictor.macs(widths), passes / fast))
+                work.append((candidates.predictor.macs(widths), (IMAGES + RECALIBRATION) / fast))
         ratios = sorted(slow / fast for slow, fast in pairs)
         slow, fast = (statistics.median(column) for column in zip(*pairs, strict=True))
         rate = statistics.median(macs * speed for macs, speed in work)

@@ -26,80 +26,65 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, images: Tensor) -> None:
-    """Measure the running statistics of every batch norm again, in place: their mean over batches of the images.
+def recover(network: nn.Module, images: Tensor, target: Tensor | None = None, ridge: float = 0.1) -> bool:
+    """Measure the statistics of every batch norm again and fit the layer that makes the output, in place.
 
-    Args:
-        network: any network; its weights stay as they are.
-        images: normalised, (N, C, H, W), on the network's device.
-    """
-    norms = [m for m in network.modules() if isinstance(m, _NORMS) and m.track_running_stats]
-    if not norms:
-        return
-    training = network.training
-    network.eval()  # dropout stays off
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-        norm.train()
-    with half_precision(images.device):
-        for batch in images.split(suitable_batch(images)):
-            network(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.train(training)
-
-
-@torch.no_grad()
-def refit(network: nn.Module, images: Tensor, target: Tensor, ridge: float = 0.1) -> bool:
-    """Fit the linear layer that makes the output again, by ridge regression, in place.
-
-    The reconstruction of AMC (He et al. 2018, section 3.4) for the one layer that costs next to nothing.
+    The statistics become their mean over batches of the images. The fit is a ridge regression, in the same passes:
+    the reconstruction of AMC (He et al. 2018, section 3.4) for the one layer that costs next to nothing.
 
     Args:
         network: any network; all its other weights stay as they are.
         images: normalised, (N, C, H, W), on the network's device.
-        target: what the output shall come near to, (N, classes): the unpruned network's.
+        target: what the output shall come near to, (N, classes): the unpruned network's. None: nothing is fitted.
         ridge: penalty on the weights, as a share of the mean variance of the layer's inputs.
 
     Returns:
-        whether there was such a layer; otherwise nothing is changed.
+        whether a layer was fitted: not if the output comes from anything but a linear layer on (N, features).
     """
     training = network.training
-    network.eval()
+    norms = [m for m in network.modules() if isinstance(m, _NORMS) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    network.eval()  # dropout stays off
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+        norm.train()
     calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
-    linears = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    linears = [m for m in network.modules() if isinstance(m, nn.Linear)] if target is not None else []
     hooks = [m.register_forward_hook(lambda m, x, y: calls.append((m, x[0], y))) for m in linears]
-    inputs = []
+    made: list[tuple[nn.Linear, Tensor]] = []
     try:
-        for batch in images.split(suitable_batch(images)):
-            calls.clear()
-            with half_precision(images.device):
+        with half_precision(images.device):
+            for batch in images.split(suitable_batch(images)):
+                calls.clear()
                 output = network(batch)
-            made = [(m, x) for m, x, y in calls if y is output and x.ndim == 2]
-            if not made:
-                return False
-            inputs.append(made[0][1].double())
+                made += [(layer, x) for layer, x, y in calls if y is output and x.ndim == 2]
     finally:
         for hook in hooks:
             hook.remove()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
         network.train(training)
-    layer, features, wanted = made[0][0], torch.cat(inputs), target.double()
-    offset = wanted.mean(0) if layer.bias is not None else torch.zeros_like(wanted[0])
+    if made:
+        _fit(made[0][0], torch.cat([inputs for _, inputs in made]).double(), target.double(), ridge)
+    return bool(made)
+
+
+def _fit(layer: nn.Linear, features: Tensor, target: Tensor, ridge: float) -> None:
+    """Ridge regression of the target (N, classes) on the features (N, F), into the layer; its bias is not penalised."""
+    offset = target.mean(0) if layer.bias is not None else torch.zeros_like(target[0])
     centre = features.mean(0) if layer.bias is not None else torch.zeros_like(features[0])
-    features = features - centre
+    features, target = features - centre, target - offset
     penalty = ridge * features.square().sum() / features.shape[1]
-    # the same solution through the smaller of two systems: as many unknowns as images, or as inputs
+    # the same solution through the smaller of two systems: as many unknowns as images, or as features
     few = len(features) < features.shape[1]
     gram = features @ features.T if few else features.T @ features
-    gram.diagonal().add_(penalty.clamp_min(1e-12))  # a layer whose inputs are all dead
-    right = wanted - offset
-    weight = (features.T @ torch.linalg.solve(gram, right) if few else torch.linalg.solve(gram, features.T @ right)).T
+    gram.diagonal().add_(penalty.clamp_min(1e-12))  # the features may all be dead
+    solved = torch.linalg.solve(gram, target if few else features.T @ target)
+    weight = (features.T @ solved if few else solved).T
     layer.weight.copy_(weight)
     if layer.bias is not None:
         layer.bias.copy_(offset - weight @ centre)
-    return True
 
 
 @torch.no_grad()
@@ -125,10 +110,10 @@ class Evaluator:
             alone: then nothing is recalibrated, fitted again or fine-tuned.
         measure: slim network → number, in place of the accuracy on the validation images.
         images: how many validation images, at most.
-        recalibration: how many training images to recalibrate batch norm on; 0 for none, of `refit` too.
-        ridge: see `refit`, onto the unpruned network's output on those images; 0 for none.
+        recalibration: how many training images to recover on, see `recover`; 0 for not at all.
+        ridge: see `recover`; 0 for batch norm alone.
         finetune_steps: steps of SGD between recalibration and measurement.
-        finetune_rate: their learning rate.
+        finetune_rate: their learning rate, to begin with.
         seed: of the fine-tuning batches, the same for every candidate.
 
     Attributes:
@@ -146,7 +131,7 @@ class Evaluator:
         recalibration: int = 500,
         ridge: float = 0.1,
         finetune_steps: int = 0,
-        finetune_rate: float = 0.01,
+        finetune_rate: float = 0.003,
         seed: int = 0,
     ) -> None:
         if images < 1 or recalibration < 0 or finetune_steps < 0 or ridge < 0:
@@ -179,9 +164,7 @@ class Evaluator:
             return network.eval()
         network.to(memory_format=torch.channels_last)
         if self.calibration is not None:
-            recalibrate(network, self.calibration)
-            if self.target is not None:
-                refit(network, self.calibration, self.target, self.ridge)
+            recover(network, self.calibration, self.target, self.ridge)
         if self.finetune_steps:
             self._finetune(network)
         return network.eval()
@@ -210,7 +193,7 @@ class Evaluator:
         return finite(value, "evaluate(network)")
 
     def _finetune(self, network: nn.Module) -> None:
-        """A few steps of SGD at a constant rate, the same batches for every candidate."""
+        """A few steps of SGD at a falling rate, the same batches for every candidate."""
         generator = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.SGD(network.parameters(), lr=self.finetune_rate, momentum=0.9)
         batch_size = min(128, len(self.data.train))
@@ -222,5 +205,6 @@ class Evaluator:
                     loss = F.cross_entropy(network(images), labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
+                optimizer.param_groups[0]["lr"] = self.finetune_rate * (1 - steps / self.finetune_steps)
                 optimizer.step()
                 steps += 1

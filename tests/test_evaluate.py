@@ -28,7 +28,7 @@ def masks_of(groups, share, seed=0):
 def test_recalibration_measures_mean_and_variance():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     images = torch.randn(64, 3, 8, 8) * 3 + 5
-    evaluate.recalibrate(network, images)
+    assert not evaluate.recover(network, images)
     features = network[0](images)
     assert torch.allclose(network[1].running_mean, features.mean((0, 2, 3)), rtol=0.02, atol=0.02)
     assert torch.allclose(network[1].running_var, features.var((0, 2, 3)), rtol=0.1)
@@ -63,7 +63,7 @@ def test_refit_is_ridge_regression(images, bias):
     target = torch.randn(images, 4, generator=generator)
     with evaluate.half_precision("cpu"):
         features = network[:3](batch).double().detach().numpy()
-    assert evaluate.refit(network, batch, target, ridge=0.1)
+    assert evaluate.recover(network, batch, target, ridge=0.1)
     centred = features - features.mean(0) if bias else features
     expected = Ridge(alpha=0.1 * (centred**2).sum() / 20, fit_intercept=bias).fit(features, target.double().numpy())
     assert np.allclose(network[3].weight.detach().numpy(), expected.coef_, atol=1e-4)
@@ -74,7 +74,7 @@ def test_refit_is_ridge_regression(images, bias):
 def test_refit_leaves_a_network_without_a_last_linear_layer_alone():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     before = network[0].weight.clone()
-    assert not evaluate.refit(network, torch.randn(8, 3, 4, 4), torch.randn(8, 4))
+    assert not evaluate.recover(network, torch.randn(8, 3, 4, 4), torch.randn(8, 4))
     assert torch.equal(network[0].weight, before)
 
 
