@@ -10,7 +10,7 @@ from rlprune import files, networks, training
 from rlprune.errors import InputError
 from rlprune.training import Training, accuracy, fit
 
-SCHEDULE = Training(epochs=3, batch_size=16, learning_rate=0.05)
+SCHEDULE = Training(epochs=3, batch_size=16, learning_rate=0.1)
 
 
 def small(seed=0):
