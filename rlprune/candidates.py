@@ -88,14 +88,13 @@ class Candidates:
         self.predictor = Predictor(network, groups, example_input)
         self._values: dict[tuple[int, ...], dict[int, float]] = {}
         self._built: tuple[tuple[int, ...], nn.Module] | None = None
-        self.unpruned = np.array([budget.measure(network, example_input) for budget in self.budgets])
+        measured = [budget.measurements(network, example_input) for budget in self.budgets]
+        self.unpruned = np.array([statistics.median(values) for values in measured])
         for budget, cost in zip(self.budgets, self.unpruned, strict=True):
             if cost == 0:
                 raise InputError(f"The unpruned network's {budget.name} is 0 already: leave that budget out.")
-        shares = [budget.limit if budget.relative else None for budget in self.budgets]
-        self.limits = np.array(
-            [b.limit if s is None else s * u for b, s, u in zip(self.budgets, shares, self.unpruned, strict=True)]
-        )
+        units = [u if budget.relative else 1.0 for budget, u in zip(self.budgets, self.unpruned, strict=True)]
+        self.limits = np.array([budget.limit for budget in self.budgets]) * units
         self.table, self.anchor = self._reachable()
 
     def _check(self) -> None:
@@ -162,10 +161,8 @@ class Candidates:
 
     def _cost(self, number: int, widths: list[int]) -> float:
         budget, key = self.budgets[number], tuple(widths)
-        if budget.is_named("parameters"):
-            return float(self.predictor.parameters(widths))
-        if budget.is_named("macs"):
-            return float(self.predictor.macs(widths))
+        if budget.predicted:
+            return self.predictor.cost(budget, widths)
         known = self._values.setdefault(key, {})
         if number not in known:
             if self._built is None or self._built[0] != key:
@@ -183,8 +180,7 @@ class Candidates:
 
     def feasible(self, widths: list[int]) -> bool:
         """Whether these widths meet every budget; nothing is measured if what can be computed is over already."""
-        computed = [budget.is_named("parameters") or budget.is_named("macs") for budget in self.budgets]
-        order = sorted(range(len(self.budgets)), key=lambda number: not computed[number])
+        order = sorted(range(len(self.budgets)), key=lambda number: not self.budgets[number].predicted)
         return all(self._cost(number, widths) <= self.limits[number] for number in order)
 
     def fit(self, shares: np.ndarray, how: str = "shrink") -> list[int]:
@@ -217,7 +213,7 @@ class Candidates:
     @property
     def predicted(self) -> bool:
         """Whether every cost follows from the widths without measuring."""
-        return all(budget.is_named("parameters") or budget.is_named("macs") for budget in self.budgets)
+        return all(budget.predicted for budget in self.budgets)
 
     def wall(self, decided: Sequence[int]) -> int:
         """The most filters that the next group may keep if the groups to come can still meet the budgets.
@@ -248,7 +244,7 @@ class Candidates:
         return self.fit(np.ones(len(self.sizes)), "shrink")
 
     def measured(self, network: nn.Module) -> dict[str, dict[str, Any]]:
-        """The budgets' costs of a finished network, measured on it: twice, and where those differ five times.
+        """The budgets' costs of a finished network, measured on it, see `Budget.measurements`.
 
         Returns:
             name → {"value" (the median), "low", "high" (of the measurements), "unpruned",
@@ -256,9 +252,7 @@ class Candidates:
         """
         report: dict[str, dict[str, Any]] = {}
         for budget, unpruned, limit in zip(self.budgets, self.unpruned, self.limits, strict=True):
-            values = [budget.measure(network, self.example_input) for _ in range(2)]
-            if values[0] != values[1]:
-                values += [budget.measure(network, self.example_input) for _ in range(3)]
+            values = budget.measurements(network, self.example_input)
             value = statistics.median_high(values)
             report[budget.name] = {
                 "value": value,

@@ -29,6 +29,10 @@ from rlprune.masking import carriers
 
 Cost = Callable[[nn.Module, Tensor], float]
 
+# A machine that others share changes its pace for seconds at a time, by more than measurements in a row differ.
+NOISY = 9  # measurements of a cost that is not the same twice
+PAUSE = 0.5  # seconds between them
+
 
 def parameters(network: nn.Module, example_input: Tensor) -> float:
     """Number of parameters; one that is used twice counts once."""
@@ -141,6 +145,11 @@ class Budget:
         """Whether the cost is this package's own one of that name."""
         return self.cost is COSTS.get(name)
 
+    @property
+    def predicted(self) -> bool:
+        """Whether a `Predictor` computes the cost from the widths."""
+        return self.is_named("parameters") or self.is_named("macs")
+
     def measure(self, network: nn.Module, example_input: Tensor) -> float:
         """The network's cost, in evaluation mode without gradients.
 
@@ -153,6 +162,14 @@ class Budget:
         except Exception as error:  # whatever a cost of the user's own raises
             raise InputError(f"The cost {self.name} failed with {type(error).__name__}: {error}") from error
         return finite(value, f"The cost {self.name}", least=0)
+
+    def measurements(self, network: nn.Module, example_input: Tensor) -> list[float]:
+        """The cost measured twice, and where those differ `NOISY` times over some seconds; see `measure`."""
+        values = [self.measure(network, example_input) for _ in range(2)]
+        while values[0] != values[1] and len(values) < NOISY:
+            time.sleep(PAUSE)
+            values.append(self.measure(network, example_input))
+        return values
 
 
 class Predictor:
@@ -193,6 +210,10 @@ class Predictor:
             groups_of = math.prod(full[row] // tensor.shape[dim] for dim, row in dims.items())
             terms.append((beside, beside * weight_uses[key], first, second, groups_of))
         self._elements, self._products, self._first, self._second, self._groups = np.array(terms, dtype=np.int64).T
+
+    def cost(self, budget: Budget, widths: Sequence[int]) -> float:
+        """The slim network's cost under a budget that is `Budget.predicted`."""
+        return float(self.parameters(widths) if budget.is_named("parameters") else self.macs(widths))
 
     def parameters(self, widths: Sequence[int]) -> int:
         """`parameters` of the slim network with these widths, one per group."""
