@@ -78,9 +78,12 @@ class PruningEnv(gymnasium.Env):
         multiple: what is kept of a group is a multiple of this, or all of it.
 
     Attributes:
-        episodes: a dict per finished episode: decision (`rlprune.candidates.Decision`), shares,
+        episodes: a dict per finished episode: decision (`rlprune.candidates.Decision`), shares, summary,
             asked (cost asked for, percent), feasible, seconds.
         limits: the budgets in the unit of ``info["cost"]``, to be handed to the agent.
+        imagined: a function of the summary of a decision, that of `episodes`: an array of the groups' shares kept, as
+            logarithms, and of the features' weights. While it is set it gives the reward, nothing is evaluated,
+            and `episodes` stays as it is. For costs that follow from the widths.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own form)
@@ -106,6 +109,7 @@ class PruningEnv(gymnasium.Env):
         self.reward, self.fit = reward, fit
         self.limits = 100 * self.candidates.limits / self.candidates.unpruned
         self.episodes: list[dict[str, Any]] = []
+        self.imagined: Callable[[np.ndarray], float] | None = None
         self.groups = groups
         self._features = self._describe()
         self._of_filters = features(network, groups, sample) if action == "filterwise" else None
@@ -159,6 +163,9 @@ class PruningEnv(gymnasium.Env):
         shares = np.array(self._shares)
         asked = 100 * self.candidates.costs(self.candidates.widths(shares)) / self.candidates.unpruned
         widths = self.candidates.fit(shares, self.fit)
+        summary = np.concatenate([np.log(np.array(widths) / self.candidates.sizes), *self._weights])
+        if self.imagined is not None:
+            return float(self.imagined(summary)), asked
         scores = None
         if self._of_filters is not None:
             pairs = zip(self._of_filters, self._weights, strict=True)
@@ -168,6 +175,7 @@ class PruningEnv(gymnasium.Env):
             {
                 "decision": Decision(reward, widths, scores),
                 "shares": shares.tolist(),
+                "summary": summary.tolist(),
                 "asked": asked.tolist(),
                 "feasible": self.candidates.feasible(widths),
                 "seconds": time.perf_counter() - self._started,

@@ -5,22 +5,17 @@ global changes; a method has the same colour and marker in all of them. In a
 notebook a figure shows itself after ``%matplotlib inline``.
 """
 
-import contextlib
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from scipy import stats
 
+from rlprune.plotting import DOTS, LIMIT, WIDTH, columns_of, curve, finish, identified, key, save, style
 from rlprune.tables import (
     cost_label,
     count,
@@ -35,12 +30,10 @@ from rlprune.tables import (
 )
 
 __all__ = ["accuracy_against_parameters", "limits", "load_results", "markdown", "results_table", "save"]
-__all__ += ["before_and_after", "search_curves", "training_curves", "widths"]
+__all__ += ["before_and_after", "search_curves", "search_progress", "training_curves", "widths"]
 
 _BUDGETS = ["#117733", "#aa4499", "#b8860b", "#332288", "#cc6677"]
 _DASHES = ["-", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (5, 1, 1, 1, 1, 1))]
-_LIMIT, _DOTS = (0, (4, 3)), (0, (1, 1))
-_WIDTH = 5.6  # inches; the text width of most papers
 
 
 def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
@@ -55,43 +48,78 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
             ``<name>`` (% of the unpruned network) and ``lambda_<name>``; method and seed if there are several.
         limits: the budgets in percent of the unpruned network, by name; see `rlprune.tables.limits`.
     """
-    history = _identified(history)
+    history = identified(history)
     counts = history.dropna(subset=["steps"]).groupby(["method", "seed"]).size()
     methods = sorted(set(counts[counts > 1].index.get_level_values("method")), key=method_rank)
     several = len(limits) > 1
     of_budget = dict(zip(limits, _BUDGETS * len(limits), strict=False))
     dashes = dict(zip(methods, _DASHES * len(methods) if several else ["-"] * len(methods), strict=False))
     asked = "Cost" if several else cost_label(next(iter(limits), "cost"), capital=True)
-    with _style():
-        figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
+    with style():
+        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
         (reward, cost), (multiplier, action) = figure.subplots(2, 2, sharex=True)
         for method in methods:
             episodes, colour, dash = history[history["method"] == method], method_style(method)[0], dashes[method]
-            _curve(reward, episodes, "reward", colour, dash)
-            _curve(reward, episodes, "best", colour, _DOTS, raw=False)
-            _curve(action, episodes, "mean_action", colour, dash)
+            curve(reward, episodes, "reward", colour, dash)
+            curve(reward, episodes, "best", colour, DOTS, raw=False)
+            curve(action, episodes, "mean_action", colour, dash)
             for name in limits:
                 tone = of_budget[name] if several else colour
-                _curve(cost, episodes, name, tone, dash)
-                _curve(multiplier, episodes, f"lambda_{name}", tone, dash, raw=False)
+                curve(cost, episodes, name, tone, dash)
+                curve(multiplier, episodes, f"lambda_{name}", tone, dash, raw=False)
         for name, limit in limits.items():
-            cost.axhline(limit, color=of_budget[name] if several else "black", linestyle=_LIMIT, linewidth=0.8)
-        _finish(reward, "Reward", "Accuracy in search (%)")
-        _finish(cost, f"{asked} asked for", "Share of unpruned (%)", bottom=0)
-        _finish(multiplier, "Lagrange multiplier", "λ", "Environment steps", bottom=0)
-        _finish(action, "Mean action", "Share of filters kept", "Environment steps")
+            cost.axhline(limit, color=of_budget[name] if several else "black", linestyle=LIMIT, linewidth=0.8)
+        finish(reward, "Reward", "Accuracy in search (%)")
+        finish(cost, f"{asked} asked for", "Share of unpruned (%)", bottom=0)
+        finish(multiplier, "Lagrange multiplier", "λ", "Environment steps", bottom=0)
+        finish(action, "Mean action", "Share of filters kept", "Environment steps")
         action.set_ylim(0, 1)
         for axis in (reward, cost, multiplier, action):
             if not axis.get_lines() or not methods:
                 axis.text(0.5, 0.5, "none in this search", transform=axis.transAxes, ha="center", color="0.5")
-        handles = [_key(method_label(m), method_style(m)[0], linestyle=dashes[m]) for m in methods]
-        handles += [_key(cost_label(name, capital=True), of_budget[name]) for name in limits if several]
+        handles = [key(method_label(m), method_style(m)[0], linestyle=dashes[m]) for m in methods]
+        handles += [key(cost_label(name, capital=True), of_budget[name]) for name in limits if several]
         handles += [
-            _key("Episode", linestyle="", marker="o", markersize=3, alpha=0.5),
-            _key("Best within budget so far", linestyle=_DOTS),
-            _key("Budget", "black", linestyle=_LIMIT, linewidth=0.8),
+            key("Episode", linestyle="", marker="o", markersize=3, alpha=0.5),
+            key("Best within budget so far", linestyle=DOTS),
+            key("Budget", "black", linestyle=LIMIT, linewidth=0.8),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(handles))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
+    return figure
+
+
+def search_progress(history: pd.DataFrame) -> Figure:
+    """Best reward within budget so far against evaluations, of every method of an experiment.
+
+    With several seeds a line is their mean and its band the mean's 95 % confidence interval (Student's t). Methods
+    that decide at once are dotted lines across.
+
+    Args:
+        history: one row per candidate: episode (from 1) and best (%); method and seed if there are several.
+    """
+    history = identified(history).dropna(subset=["best"])
+    methods = sorted(set(history["method"]), key=method_rank)
+    with style():
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        axis = figure.subplots()
+        handles = []
+        for method in methods:
+            colour = method_style(method)[0]
+            table = history[history["method"] == method].pivot(index="episode", columns="seed", values="best").ffill()
+            table = table.dropna()  # evaluations by which every seed has found something
+            if len(table) == 1:
+                axis.axhline(table.iloc[0].mean(), color=colour, linestyle=DOTS)
+                handles.append(key(method_label(method), colour, linestyle=DOTS))
+                continue
+            mean, count = table.mean(axis=1), table.shape[1]
+            axis.plot(table.index, mean, color=colour)
+            handles.append(key(method_label(method), colour))
+            if count > 1:
+                half = stats.t.ppf(0.975, count - 1) * table.std(axis=1) / count**0.5
+                axis.fill_between(table.index, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+        finish(axis, "Best network within budget", "Accuracy in search (%)", "Evaluations")
+        axis.set_xlim(left=0)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
 
 
@@ -109,8 +137,8 @@ def widths(metrics: dict[str, Any]) -> Figure:
     place = np.arange(len(unpruned))
     columns = 2 if len(unpruned) <= 20 and len(methods) > 1 else 1
     rows = -(-len(methods) // columns)
-    with _style():
-        figure = Figure(figsize=(_WIDTH if len(unpruned) <= 32 else 7.0, 0.8 + 1.15 * rows), layout="constrained")
+    with style():
+        figure = Figure(figsize=(WIDTH if len(unpruned) <= 32 else 7.0, 0.8 + 1.15 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axis in grid.flat[len(methods) :]:
             axis.set_visible(False)
@@ -125,7 +153,7 @@ def widths(metrics: dict[str, Any]) -> Figure:
             share = np.mean([run["costs"].get("parameters", {}).get("share", np.nan) for run in runs[method]])
             if np.isfinite(share):
                 axis.set_title(f"{100 * share:.1f} % of parameters", loc="right", fontweight="normal", fontsize=7.5)
-            _finish(axis, method_label(method), "")
+            finish(axis, method_label(method), "")
         labels = _short(list(unpruned.index))
         for axis in list(grid.flat)[max(0, len(methods) - columns) : len(methods)]:  # the lowest of each column
             axis.tick_params(labelbottom=True)
@@ -144,19 +172,19 @@ def before_and_after(widths: dict[str, tuple[int, int]], costs: dict[str, dict[s
             Accuracy in percent may be among them.
     """
     colour = method_style("layerwise")[0]
-    with _style():
-        figure = Figure(figsize=(_WIDTH, 3.4), layout="constrained")
+    with style():
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         rows = figure.subfigures(2, 1, height_ratios=[1, 1.1])
         for axis, (name, cost) in zip(rows[0].subplots(1, len(costs), squeeze=False)[0], costs.items(), strict=True):
             values = [cost["unpruned"], cost["value"]]
             bars = axis.bar(["before", "after"], values, width=0.6, color=["0.8", colour], linewidth=0)
             axis.bar_label(bars, [count(value) for value in values], padding=1, fontsize=7.5)
             if "limit" in cost:
-                axis.axhline(cost["limit"], color="black", linestyle=_LIMIT, linewidth=0.8)
+                axis.axhline(cost["limit"], color="black", linestyle=LIMIT, linewidth=0.8)
             axis.margins(y=0.18)
             axis.set_yticks([])
             unit = {"latency": " (ms)", "accuracy": " (%)"}.get(name, "")
-            _finish(axis, cost_label(name, capital=True) + unit, "")
+            finish(axis, cost_label(name, capital=True) + unit, "")
             sns.despine(ax=axis, left=True)
         axis = rows[1].subplots()
         place = np.arange(len(widths))
@@ -165,9 +193,9 @@ def before_and_after(widths: dict[str, tuple[int, int]], costs: dict[str, dict[s
         axis.margins(x=0.01)
         labels = _short(list(widths))
         axis.set_xticks(place, labels, rotation=90 if len("".join(labels)) > 48 else 0)
-        _finish(axis, "Filters per layer", "Filters")
+        finish(axis, "Filters per layer", "Filters")
         if any("limit" in cost for cost in costs.values()):
-            handles = [_key("Budget", "black", linestyle=_LIMIT, linewidth=0.8)]
+            handles = [key("Budget", "black", linestyle=LIMIT, linewidth=0.8)]
             rows[0].legend(handles=handles, loc="outside lower center")
     return figure
 
@@ -182,7 +210,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
             if there are several.
     """
     named = "method" in history
-    history = _identified(history)
+    history = identified(history)
     methods = sorted(set(history["method"]), key=method_rank)
     colours = {m: method_style(m)[0] if named else "#0072b2" for m in methods}
     wide = history.rename(columns={"train_accuracy": "Training", "validation_accuracy": "Validation"})
@@ -190,19 +218,19 @@ def training_curves(history: pd.DataFrame) -> Figure:
     shared = {"x": "epoch", "hue": "method", "palette": colours, "hue_order": methods, "legend": False}
     shared |= {"errorbar": "sd", "err_kws": {"linewidth": 0}}
     dashes = {"Validation": "", "Training": (2, 1.5)}
-    with _style():
-        figure = Figure(figsize=(_WIDTH, 2.5), layout="constrained")
+    with style():
+        figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         sns.lineplot(history, y="loss", **shared, ax=loss)
         sns.lineplot(tall, y="accuracy", **shared, style="split", dashes=dashes, ax=accuracy)
-        _finish(loss, "Training loss", "Cross-entropy", "Epoch")
-        _finish(accuracy, "Accuracy", "Accuracy (%)", "Epoch")
+        finish(loss, "Training loss", "Cross-entropy", "Epoch")
+        finish(accuracy, "Accuracy", "Accuracy (%)", "Epoch")
         for axis in (loss, accuracy):
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        handles = [_key(method_label(m), colours[m]) for m in methods if named]
+        handles = [key(method_label(m), colours[m]) for m in methods if named]
         tone = "0.3" if named else colours[methods[0]]
-        handles += [_key("Validation", tone), _key("Training", tone, linestyle=(0, (2, 1.5)))]
-        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(handles))
+        handles += [key("Validation", tone), key("Training", tone, linestyle=(0, (2, 1.5)))]
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
 
 
@@ -219,8 +247,8 @@ def accuracy_against_parameters(table: pd.DataFrame) -> Figure:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     look = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.5, "linewidth": 0.8}
-    with _style():
-        figure = Figure(figsize=(_WIDTH if columns > 1 else 4.6, 0.9 + 2.4 * rows), layout="constrained")
+    with style():
+        figure = Figure(figsize=(WIDTH if columns > 1 else 4.6, 0.9 + 2.4 * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axis in grid.flat[len(panels) :]:
             axis.set_visible(False)
@@ -238,86 +266,11 @@ def accuracy_against_parameters(table: pd.DataFrame) -> Figure:
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.xaxis.set_minor_locator(NullLocator())
             title = f"{network_label(network)} on {dataset}"
-            _finish(axis, title, "Accuracy after\nfine-tuning (%)", "Parameters kept (%)")
-        handles = [_key(method_label(m), method_style(m)[0], marker=method_style(m)[1], **look) for m in methods]
-        handles.append(_key("Unpruned", "black", linestyle=":", linewidth=1))
-        figure.legend(handles=handles, loc="outside lower center", ncols=_columns(handles))
+            finish(axis, title, "Accuracy after\nfine-tuning (%)", "Parameters kept (%)")
+        handles = [key(method_label(m), method_style(m)[0], marker=method_style(m)[1], **look) for m in methods]
+        handles.append(key("Unpruned", "black", linestyle=":", linewidth=1))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
-
-
-def save(figure: Figure, path_without_suffix: str | Path) -> None:
-    """Write a figure as PNG (150 dots per inch) and SVG; the same figure gives the same bytes."""
-    path = Path(path_without_suffix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "rlprune"}):
-        figure.savefig(path.with_name(f"{path.name}.png"), dpi=150, metadata={"Software": None})
-        figure.savefig(path.with_name(f"{path.name}.svg"), dpi=300, metadata={"Date": None, "Creator": None})
-
-
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    ours = {
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same bytes on every machine
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        **dict.fromkeys(["axes.titlesize", "axes.labelsize", "figure.labelsize"], 8.5),
-        **dict.fromkeys(["xtick.labelsize", "ytick.labelsize", "legend.fontsize"], 8),
-        "legend.frameon": False,
-        "legend.columnspacing": 1.4,
-        "legend.handlelength": 1.8,
-        "lines.linewidth": 1.3,
-        "savefig.facecolor": "white",
-    }
-    paper, ticks = dict(sns.plotting_context("paper")), dict(sns.axes_style("ticks"))
-    with matplotlib.style.context(["default", ticks, paper, ours]):
-        yield
-
-
-def _finish(axis: Axes, title: str, y: str, x: str = "", bottom: float | None = None) -> None:
-    axis.set(title=title, ylabel=y, xlabel=x)
-    if bottom is not None:
-        axis.set_ylim(bottom=bottom)
-    sns.despine(ax=axis)
-
-
-def _identified(history: pd.DataFrame) -> pd.DataFrame:
-    """With columns method and seed; the history of a single search in a notebook may have neither."""
-    absent = {column: value for column, value in (("method", "search"), ("seed", 0)) if column not in history}
-    return history.assign(**absent)
-
-
-def _key(label: str, colour: str = "0.3", **look: Any) -> Line2D:
-    """A legend entry."""
-    return Line2D([], [], color=colour, label=label, **look)
-
-
-def _curve(axis: Axes, episodes: pd.DataFrame, column: str, colour: str, dashes: Any = "-", raw: bool = True) -> None:
-    """A column against steps: its mean over seeds and ± one standard deviation.
-
-    ``raw`` values are shown as dots and smoothed for the line; others are exact. Seeds are compared on the
-    steps that all of them have.
-    """
-    if column not in episodes:
-        return
-    runs = [run.dropna(subset=["steps", column]).sort_values("steps") for _, run in episodes.groupby("seed")]
-    if not all(len(run) for run in runs):
-        return
-    grid = np.unique(np.concatenate([run["steps"] for run in runs]))
-    grid = grid[(grid >= max(run["steps"].min() for run in runs)) & (grid <= min(run["steps"].max() for run in runs))]
-    lines = []
-    for run in runs:
-        values = run[column]
-        if raw:
-            axis.plot(run["steps"], values, ".", markersize=3, alpha=0.3, mec="none", color=colour, rasterized=True)
-            values = values.rolling(max(5, len(run) // 20), center=True, min_periods=1).mean()
-        last = np.searchsorted(run["steps"], grid, side="right") - 1
-        lines.append(values.to_numpy()[last])
-    mean = np.mean(lines, axis=0)
-    axis.plot(grid, mean, color=colour, linestyle=dashes)
-    if len(lines) > 1:
-        spread = np.std(lines, axis=0, ddof=1)
-        axis.fill_between(grid, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
 
 
 def _short(layers: list[str]) -> list[str]:
@@ -326,8 +279,3 @@ def _short(layers: list[str]) -> list[str]:
         layers = [name.removesuffix(".0") for name in layers]
     short = [re.sub(r"[A-Za-z_]+\.?(?=\d)", "", name) for name in layers]
     return short if len(set(short)) == len(layers) else layers
-
-
-def _columns(handles: list[Line2D]) -> int:
-    """Legend columns that fit under a figure."""
-    return len(handles) if len(handles) <= 4 and sum(len(h.get_label()) for h in handles) < 50 else 3

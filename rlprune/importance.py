@@ -18,7 +18,11 @@ _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 
 
 def scores(
-    network: nn.Module, groups: Sequence[FilterGroup], criterion: str = "magnitude", sample: Sample | None = None
+    network: nn.Module,
+    groups: Sequence[FilterGroup],
+    criterion: str = "magnitude",
+    sample: Sample | None = None,
+    relative: bool = True,
 ) -> list[Tensor]:
     """One score per filter of each group; the higher, the more it matters.
 
@@ -28,11 +32,12 @@ def scores(
         criterion: "magnitude", the L1 norm of the filter's weights (Li et al. 2017); "batchnorm", the absolute
             scale |γ| of its batch norm (network slimming, Liu et al. 2017); or "taylor", the first-order
             change of the loss if the filter were zero (Molchanov et al. 2019, section 3.1).
-            Over the layers of a group the mean is taken, each layer divided by its own mean.
+            Over the layers of a group the mean is taken.
         sample: normalised images (N, C, H, W) and labels (N,), for "taylor".
+        relative: each layer is divided by its own mean; otherwise values compare across groups as they are.
 
     Returns:
-        float32 tensors of shape (size,) on the CPU; their scale means nothing across groups.
+        float32 tensors of shape (size,) on the CPU.
 
     Raises:
         InputError: an unknown criterion, "batchnorm" for a group without batch norm, or "taylor" without a sample.
@@ -41,7 +46,8 @@ def scores(
     if criterion == "taylor" and sample is None:
         raise InputError("Criterion 'taylor' needs data: give data, or use criterion 'magnitude'.")
     result = []
-    for group, score in zip(groups, _gathered(groups, _values(network, groups, criterion, sample)), strict=True):
+    values = _values(network, groups, criterion, sample)
+    for group, score in zip(groups, _gathered(groups, values, relative), strict=True):
         if score is None:
             lack = "has no batch norm with a scale" if criterion == "batchnorm" else "is not reached by the loss"
             raise InputError(f"Group {group.name} {lack}: use criterion 'magnitude'.")
@@ -85,13 +91,15 @@ def _values(
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _gathered(groups: Sequence[FilterGroup], values: dict[tuple[str, str], Tensor]) -> list[Tensor | None]:
-    """Values of axes per filter of each group: the mean over layers, each divided by its own mean."""
+def _gathered(
+    groups: Sequence[FilterGroup], values: dict[tuple[str, str], Tensor], relative: bool = True
+) -> list[Tensor | None]:
+    """Values of axes per filter of each group: the mean over layers, each divided by its own mean if ``relative``."""
     result: list[Tensor | None] = []
     for group in groups:
         parts = [part for part in group.slices if (part.module, part.axis) in values]
         layers = [_per_filter(group, part, values[part.module, part.axis]) for part in parts]
-        scaled = [layer / layer.mean().clamp(min=1e-12) for layer in layers]
+        scaled = [layer / layer.mean().clamp(min=1e-12) for layer in layers] if relative else layers
         result.append(torch.stack(scaled).mean(0) if scaled else None)
     return result
 

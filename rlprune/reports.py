@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from rlprune.figures import accuracy_against_parameters, save, search_curves, training_curves, widths
+from rlprune.figures import accuracy_against_parameters, save, search_curves, search_progress, training_curves, widths
 from rlprune.tables import limits, load_results, page, results_table
 
-_OURS = re.compile(r"results\.(csv|md)|(accuracy_against_parameters|(curves|widths|training)_.+)\.(png|svg)")
+_OURS = re.compile(r"results\.(csv|md)|(accuracy_against_parameters|(curves|progress|widths|training)_.+)\.(png|svg)")
 
 
 def report(suite: str, experiments: Sequence[str], folder: str | Path, results: str | Path = "results") -> pd.DataFrame:
     """Write the table and every figure of some experiments: results.csv, results.md and, as PNG and SVG,
-    accuracy_against_parameters, curves_<experiment>, widths_<experiment> and training_<baseline>.
+    accuracy_against_parameters, curves_, progress_ and widths_<experiment>, and training_<baseline>.
 
     All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
-    Figures of an earlier report go; files that no report writes stay. The curves of an experiment in which no
-    method has episodes are left out.
+    Figures of an earlier report go; files that no report writes stay. Curves and
+    progress of an experiment in which no method has episodes are left out.
 
     Returns:
         the table; see `results_table`.
@@ -42,6 +42,7 @@ def report(suite: str, experiments: Sequence[str], folder: str | Path, results: 
             save(widths(search.metrics), partial / f"widths_{name}")
             if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
                 save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
+                save(search_progress(search.history), partial / f"progress_{name}")
         text = page(loaded, table, {file.name for file in partial.iterdir()})
         (partial / "results.md").write_text(text, encoding="utf-8")
         folder.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.groups import trace
+from rlprune.imagination import RewardModel
 from rlprune.importance import FEATURES
 from rlprune.log import SearchLog
 from rlprune.own import OwnData, dataset_of
@@ -27,6 +28,7 @@ from rlprune.result import PruningResult
 from rlprune.training import Training, fit
 
 EPISODES_PER_UPDATE = 10
+KNOWN = 20  # evaluations before a model of the reward is worth anything
 
 
 def prune(
@@ -39,12 +41,13 @@ def prune(
     seed: int = 0,
     evaluate: Callable[[nn.Module], float] | None = None,
     criterion: str = "magnitude",
-    fit_budget: str = "shrink",
+    fit_budget: str = "scale",
     minimum: int = 1,
     multiple: int = 1,
     exclude: Sequence[str | type[nn.Module]] = (),
     evaluation: dict[str, Any] | None = None,
     agent: dict[str, Any] | None = None,
+    imagined: int = 100,
     finetune: Training | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -63,12 +66,14 @@ def prune(
         evaluate: slim network → number to be maximised, in place of the accuracy on
             validation images. Without data, pruned networks are judged unrecovered.
         criterion: which filters of a group stay, see `rlprune.importance.scores`.
-        fit_budget: how a decision over budget is brought within it, see `Candidates.fit`.
+        fit_budget: how a decision is brought within budget, see `Candidates.fit`.
         minimum: filters that every group keeps at least.
         multiple: what is kept of a group is a multiple of this, or all of it: for vector units and tensor cores.
         exclude: layers, by name or type, whose filters stay, see `rlprune.trace`.
         evaluation: options of `rlprune.evaluate.Evaluator`.
         agent: options of `rlprune.agent.PPOOptions`, over this function's own defaults.
+        imagined: episodes that the agent plays on a model of the reward after every update, see
+            `rlprune.imagination`; 0 for none, and none under budgets that must be measured.
         finetune: a schedule to train the pruned network with; None leaves it recovered without training.
         checkpoint: a file written after every update of the agent. If it is there,
             the search goes on from it and ends as if never stopped; it is left in place.
@@ -79,6 +84,8 @@ def prune(
     """
     if episodes < 1:
         raise InputError(f"A search needs at least 1 episode, not {episodes}.")
+    if imagined < 0:
+        raise InputError(f"imagined must be at least 0, not {imagined}.")
     if data is None and finetune is not None:
         raise InputError("Fine-tuning needs data: give data, or leave finetune out.")
     start = time.perf_counter()
@@ -101,27 +108,27 @@ def prune(
     if progress:
         print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
     ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=_options(env, episodes, criterion, agent or {}))
-    rest = [episodes, seed, criterion, fit_budget, minimum, multiple, evaluation]
+    rest = [episodes, seed, criterion, fit_budget, minimum, multiple, evaluation, imagined]
     run = _fingerprint(env, images, asdict(ppo.options), rest)
-    log = _Log(env, episodes, progress)
+    log, model = _Log(env, episodes, progress), RewardModel()
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
         state = read_checkpoint(path, run)
         ppo.load_state_dict(state["agent"])
         log.restore(state)
+        model.restore(state["model"])
         start -= state["seconds"]
-
-    def after_update(agent: LagrangianPPO, _: dict[str, Any]) -> bool:
-        log.take(agent)
-        if path is not None:
-            state = {"run": run, "agent": agent.state_dict(), **log.state(), "seconds": time.perf_counter() - start}
-            write_atomically(path, lambda file: torch.save(state, file))
-        return len(log.rows) < episodes
-
     with log.bar:
-        log.take(ppo)
-        if len(log.rows) < episodes:
-            ppo.learn((episodes - len(log.rows)) * len(groups), callback=after_update)
+        log.take(ppo, model)
+        while len(log.rows) < episodes:
+            ppo.learn(1)  # a whole update
+            log.take(ppo, model)
+            if imagined and env.candidates.predicted and KNOWN <= len(log.rows) < episodes:
+                _imagine(ppo, env, model, imagined)
+            if path is not None:
+                state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
+                state["seconds"] = time.perf_counter() - start
+                write_atomically(path, lambda file, state=state: torch.save(state, file))
     if not log.best:
         raise InputError(
             f"None of {len(log.rows)} networks met the budget: use fit_budget='shrink', or search for longer."
@@ -133,6 +140,16 @@ def prune(
     return result
 
 
+def _imagine(ppo: LagrangianPPO, env: PruningEnv, model: RewardModel, episodes: int) -> None:
+    """Let the agent play on the model of the reward."""
+    model.fit()
+    env.imagined = model
+    try:
+        ppo.learn(episodes * len(env.groups))
+    finally:
+        env.imagined = None
+
+
 def _options(env: PruningEnv, episodes: int, criterion: str, given: dict[str, Any]) -> PPOOptions:
     """The agent's options: short episodes and few of them want larger steps than the paper's."""
     shares = [width / size for width, size in zip(env.candidates.uniform(), env.candidates.sizes, strict=True)]
@@ -142,9 +159,10 @@ def _options(env: PruningEnv, episodes: int, criterion: str, given: dict[str, An
     own = {
         "steps_per_update": min(EPISODES_PER_UPDATE, episodes) * len(env.groups),
         "whole_episodes": True,
-        "learning_rate": 3e-3,
+        "learning_rate": 5e-3,
+        "minibatch": 128,
         "gamma": 1.0,
-        "initial_log_std": -2.2,
+        "initial_log_std": -1.8,
         "initial_action": [sum(shares) / len(shares), *weights],
         "multiplier": "pid",
     }
@@ -164,12 +182,13 @@ class _Log(SearchLog):
         self.taken = 0  # of env.episodes
         self.multipliers: list[float] = []  # λ under which the next episodes are played
 
-    def take(self, agent: LagrangianPPO) -> None:
-        """Add the episodes that have ended since the last call."""
+    def take(self, agent: LagrangianPPO, model: RewardModel) -> None:
+        """Add the episodes that have ended since the last call, and tell the model of them."""
         for episode in self.env.episodes[self.taken :]:
             prices = {f"lambda_{name}": x for name, x in zip(self.names, self.multipliers, strict=True)}
             shares, asked, seconds = episode["shares"], episode["asked"], episode["seconds"]
             self.add(episode["decision"], shares, asked, seconds, episode["feasible"], prices)
+            model.add(episode["summary"], episode["decision"].reward)
         self.taken = len(self.env.episodes)
         prices = zip(self.names, self.multipliers, strict=False)
         self.show(**{f"λ {name}": f"{price:.3f}" for name, price in prices})

@@ -1,7 +1,8 @@
 """Result files in, tables out.
 
-A result lives in ``results/<suite>/<name>/<stage>/`` as metrics.json (what was
-reached, and on what) and history.csv (how). Nothing here runs a network.
+A result lives in ``results/<suite>/<experiment>/<stage>/`` or, of a baseline, which
+several suites may share, in ``results/baselines/<name>/``, as metrics.json (what
+was reached, and on what) and history.csv (how). Nothing here runs a network.
 """
 
 import json
@@ -82,8 +83,8 @@ def load_results(suite: str, experiments: Sequence[str], results: str | Path = "
     if not experiments:
         raise InputError(f"No experiment of suite {suite!r} is named: give at least one folder of {results}/{suite}.")
     root = Path(results) / suite
-    searches = {name: _read(root, name, "search") for name in experiments}
-    finetunes = {name: _read(root, name, "finetune") for name in experiments}
+    searches = {name: _read(root / name / "search", suite, name, "search") for name in experiments}
+    finetunes = {name: _read(root / name / "finetune", suite, name, "finetune") for name in experiments}
     baselines = [stage.metrics["baseline"] for stage in searches.values()]
     for name, search in searches.items():
         if (was := _runs(search)) != (now := _runs(finetunes[name])):
@@ -92,7 +93,9 @@ def load_results(suite: str, experiments: Sequence[str], results: str | Path = "
                 f"{finetunes[name].folder}/metrics.json and the search beside it differ in {odd}: "
                 f"{_remedy(suite, name, 'finetune')}."
             )
-    return Results(suite, searches, finetunes, {name: _read(root, name, "baseline") for name in baselines})
+    folder = Path(results) / "baselines"
+    started = {name: _read(folder / name, suite, name, "baseline") for name in baselines}
+    return Results(suite, searches, finetunes, started)
 
 
 def results_table(results: Results) -> pd.DataFrame:
@@ -199,7 +202,8 @@ def page(results: Results, table: pd.DataFrame, files: Collection[str]) -> str:
     shown = [("accuracy_against_parameters", "Accuracy after fine-tuning against parameters kept")]
     for name, search in results.searches.items():
         what = f"{network_label(search.metrics['network'])}, {budget_label(search.metrics['budgets'])}"
-        shown += [(f"curves_{name}", f"{name} ({what}): the search"), (f"widths_{name}", f"{name} ({what}): filters")]
+        parts = {"curves": "the search", "progress": "best within budget by evaluations", "widths": "filters"}
+        shown += [(f"{file}_{name}", f"{name} ({what}): {title}") for file, title in parts.items()]
     shown += [(f"training_{name}", f"{name}: training of the unpruned network") for name in results.baselines]
     for file, title in shown:
         if f"{file}.png" in files:
@@ -267,9 +271,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def _read(root: Path, name: str, stage: str) -> Stage:
-    folder = root / name / stage
-    remedy = _remedy(root.name, name, stage)
+def _read(folder: Path, suite: str, name: str, stage: str) -> Stage:
+    remedy = _remedy(suite, name, stage)
     for file in (folder / "metrics.json", folder / "history.csv"):
         if not file.is_file():
             raise InputError(f"Result file {file} is missing: {remedy}.")

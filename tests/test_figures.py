@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rlprune import figures, reports, tables
+from rlprune import figures, plotting, reports, tables
 from rlprune.errors import InputError
 
 LAYERS = {f"features.{3 * i}": size for i, size in enumerate([64, 128, 256, 256, 512, 512, 512, 512])}
 
 
 def write(root, name, stage, metrics, history):
-    folder = root / "quick" / name / stage
+    folder = root / "baselines" / name if stage == "baseline" else root / "quick" / name / stage
     folder.mkdir(parents=True, exist_ok=True)
     head = {"dataset": "digits", "source": "scikit-learn", "sha256": "ab12", "split_seed": 0, "network": "vgg11"}
     head |= {"train_images": 1078, "validation_images": 359, "test_images": 360}
@@ -201,7 +201,8 @@ def test_absolute_budget_in_percent_of_the_unpruned():
 
 def test_report_writes_every_file_and_removes_stale_figures(reported):
     folder, table = reported
-    stems = ["accuracy_against_parameters", "curves_digits_vgg11_10", "training_digits_vgg11", "widths_digits_vgg11_10"]
+    stems = ["accuracy_against_parameters", "training_digits_vgg11"]
+    stems += [f"{figure}_digits_vgg11_10" for figure in ("curves", "progress", "widths")]
     expected = {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
     assert {file.name for file in folder.iterdir()} == expected | {"results.csv", "results.md", "notes.txt"}
     assert not list(folder.parent.glob(".reports*"))
@@ -383,10 +384,14 @@ def test_nothing_global_changes(tmp_path):
 
 
 def test_no_network_is_loaded():
-    for module in (figures, tables):
+    for module in (figures, plotting, tables):
         tree = ast.walk(ast.parse(Path(module.__file__).read_text()))
         names = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
-        assert {name for name in names if name.startswith("rlprune")} <= {"rlprune.tables", "rlprune.errors"}
+        assert {name for name in names if name.startswith("rlprune")} <= {
+            "rlprune.tables",
+            "rlprune.plotting",
+            "rlprune.errors",
+        }
         assert "import torch" not in Path(module.__file__).read_text()
 
 

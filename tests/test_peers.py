@@ -1,12 +1,15 @@
 """Peers: the same signature, budget and record as `prune`."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from rlprune import Budget, costs, peers
+import rlprune
+from rlprune import Budget, costs, importance, peers
 from rlprune.errors import InputError
 
 SMALL = {"images": 150, "recalibration": 150}
@@ -63,9 +66,48 @@ def test_an_evolution_strategy_beats_chance_where_there_is_something_to_learn(tr
     assert max(rewards[peers.random]) < np.mean(rewards[peers.evolution]) <= 0
 
 
+RANKINGS = [peers.magnitude, peers.batchnorm, peers.taylor]
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_a_ranking_keeps_what_scores_best_anywhere_and_uses_the_budget(ranking, trained, digits):
+    budgets = [Budget("parameters", 0.3), Budget("macs", 0.5)]
+    result = ranking(trained, digits.example, budgets, digits, evaluation=SMALL)
+    assert result.method == ranking.__name__
+    assert result.evaluations == 1
+    for budget in budgets:
+        assert budget.cost(result.network, digits.example) <= budget.limit * budget.cost(trained, digits.example)
+    groups = rlprune.trace(trained, digits.example)
+    sample = digits.normalise(digits.train.images[: SMALL["recalibration"]]), digits.train.labels[:150]
+    values = importance.scores(trained, groups, result.method, sample, relative=ranking is peers.magnitude)
+    kept = torch.cat([value[mask] for value, mask in zip(values, result.masks, strict=True) if mask.sum() > 1])
+    gone = torch.cat([value[~mask] for value, mask in zip(values, result.masks, strict=True)])
+    assert kept.min() >= gone.max()
+    # one filter more, the best of those that went, is one too many
+    left = [value.masked_fill(mask, -1) for value, mask in zip(values, result.masks, strict=True)]
+    i = int(torch.stack([value.max() for value in left]).argmax())
+    wider = [mask.clone() for mask in result.masks]
+    wider[i][left[i].argmax()] = True
+    larger = rlprune.slim(trained, groups, wider)
+    assert any(b.cost(larger, digits.example) > b.limit * b.cost(trained, digits.example) for b in budgets)
+
+
+def test_a_group_of_larger_scales_keeps_more(trained, digits):
+    network = copy.deepcopy(trained)
+    before = peers.batchnorm(network, digits.example, [Budget("macs", 0.5)], digits, evaluation=SMALL).widths
+    norm = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():
+        norm.weight.mul_(100)
+    after = peers.batchnorm(network, digits.example, [Budget("macs", 0.5)], digits, evaluation=SMALL).widths
+    first = next(iter(before))
+    assert after[first][0] == after[first][1] > before[first][0]
+
+
 def test_bad_input_is_named(trained, digits):
     with pytest.raises(InputError, match="at least 1 episode"):
         peers.random(trained, digits.example, [Budget("macs", 0.5)], digits, episodes=0)
     one = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(InputError, match="'taylor' needs data"):
+        peers.taylor(trained, digits.example, [Budget("macs", 0.5)], evaluate=lambda network: 0.0)
     with pytest.raises(InputError, match="at least 2 filter groups"):
         peers.evolution(one, digits.example, [Budget("macs", 0.5)], evaluate=lambda network: 0.0)

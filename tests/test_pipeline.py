@@ -90,7 +90,7 @@ def read(path):
 
 def test_every_stage_leaves_what_it_should(clone):
     results = clone / "results" / "quick"
-    trained = read(results / "digits_resnet20" / "baseline" / "metrics.json")
+    trained = read(clone / "results/baselines/digits_resnet20/metrics.json")
     assert set(trained["seeds"]) == {"0", "1"}
     assert trained["dataset"] == "digits"
     assert len(trained["sha256"]) == 64
@@ -112,7 +112,7 @@ def test_every_stage_leaves_what_it_should(clone):
 def test_networks_left_behind_are_within_budget(clone):
     import torch
 
-    full = torch.load(clone / "weights/quick/digits_resnet20/baseline/0.pt", weights_only=True)
+    full = torch.load(clone / "weights/baselines/digits_resnet20/0.pt", weights_only=True)
     from rlprune import networks
 
     names = {name for name, _ in networks.build("resnet20").named_parameters()}

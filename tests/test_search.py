@@ -65,6 +65,10 @@ def test_same_seed_same_search(found, trained, digits):
     assert not deterministic(other.history).equals(deterministic(found.history))
 
 
+def tried(path):
+    return len(torch.load(path, weights_only=True)["rows"])
+
+
 KILLED = """
 import sys, torch
 from pathlib import Path
@@ -78,17 +82,17 @@ search(network.eval(), data.load("digits", validation=0.2), checkpoint=Path({pat
 """
 
 
-def test_killed_search_ends_as_if_never_stopped(found, trained, digits, tmp_path):
+@pytest.mark.parametrize("least", [1, 20])  # before the agent has a model of the reward, and after
+def test_killed_search_ends_as_if_never_stopped(least, found, trained, digits, tmp_path):
     path, weights = tmp_path / "search.pt", tmp_path / "weights.pt"
     torch.save(trained.state_dict(), weights)
     script = KILLED.format(tests=os.path.dirname(__file__), weights=str(weights), path=str(path))
     process = subprocess.Popen([sys.executable, "-c", script])
-    while not path.exists() and process.poll() is None:
+    while process.poll() is None and (not path.exists() or tried(path) < least):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    rows = len(torch.load(path, weights_only=True)["rows"])
-    assert 0 < rows < 30
+    assert least <= tried(path) < 30
     resumed = search(trained, digits, checkpoint=path)
     pd.testing.assert_frame_equal(deterministic(resumed.history), deterministic(found.history))
     assert all(torch.equal(a, b) for a, b in zip(resumed.masks, found.masks, strict=True))

@@ -1,6 +1,7 @@
 """Methods to compare with, all with the signature of `rlprune.prune`."""
 
 from rlprune.peers.blind import evolution, random
+from rlprune.peers.ranked import batchnorm, magnitude, taylor
 from rlprune.peers.uniform import uniform
 
-__all__ = ["evolution", "random", "uniform"]
+__all__ = ["batchnorm", "evolution", "magnitude", "random", "taylor", "uniform"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rlprune.data import Dataset
-from rlprune.errors import one_of
+from rlprune.errors import InputError, one_of
 from rlprune.files import load_weights, save_weights
 from rlprune.networks import build, check_name
 from rlprune.stages.common import Project, project
@@ -21,6 +21,8 @@ def schedule(here: Project, name: str) -> Training:
     """A baseline's training schedule: the suite's, with the entry's own changes."""
     entry = here.entry("baselines", name)
     suite = here.entry("suites", entry["suite"])
+    if "baseline" not in suite:
+        raise InputError(f"suites.{entry['suite']} in params.yaml lacks 'baseline', which baselines.{name} needs.")
     return Training.of({**suite["baseline"], **entry.get("training", {})})
 
 
@@ -41,7 +43,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         network = build(entry["network"], data.classes, seed)
         path = here.checkpoint(name, "baseline", seed, fingerprint(training, data.describe(), entry["network"]))
         history = fit(network, data, training, seed, checkpoint=path, progress=_label(name, seed, progress))
-        save_weights(network, here.weights(entry["suite"], name, "baseline") / f"{seed}.pt")
+        save_weights(network, here.weights("baselines", name) / f"{seed}.pt")
         seeds[str(seed)] = {
             "test_accuracy": accuracy(network, data, data.test),
             "validation_accuracy": accuracy(network, data, data.validation),
@@ -52,9 +54,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         histories.append(history.assign(seed=seed))
         checkpoints.append(path)
     head = {"network": entry["network"], "training": training}
-    metrics = write_results(
-        here.results(entry["suite"], name, "baseline"), data, head, {"seeds": seeds}, pd.concat(histories)
-    )
+    metrics = write_results(here.results("baselines", name), data, head, {"seeds": seeds}, pd.concat(histories))
     for path in checkpoints:
         path.unlink(missing_ok=True)
     return metrics
@@ -65,7 +65,7 @@ def trained(here: Project, name: str, seed: int, data: Dataset) -> nn.Module:
     entry = here.entry("baselines", name)
     one_of(f"seed of baseline {name}", seed, entry["seeds"])
     network = build(entry["network"], data.classes)
-    load_weights(network, here.weights(entry["suite"], name, "baseline") / f"{seed}.pt")
+    load_weights(network, here.weights("baselines", name) / f"{seed}.pt")
     return network.to(data.device, memory_format=torch.channels_last).eval()
 
 

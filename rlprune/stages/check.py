@@ -28,10 +28,11 @@ def run(root: str | Path | None = None) -> str:
     for name in experiments:
         entry = here.entry("experiments", name)
         seeds = here.entry("baselines", entry["baseline"])["seeds"]
-        if not set(entry["seeds"]) <= set(seeds):
+        wanted = [here.baseline_seed(name, seed) for seed in entry["seeds"]]
+        if not set(wanted) <= set(seeds):
             raise InputError(
-                f"experiments.{name}.seeds are {entry['seeds']}, but baseline {entry['baseline']} is trained with "
-                f"{seeds} only: add the missing ones there."
+                f"experiments.{name} wants the seeds {wanted} of baseline {entry['baseline']}, which is trained with "
+                f"{seeds} only: add the missing ones there, or name one as baseline_seed."
             )
         search.settings(here, name)
         budgets(here, name)

@@ -19,11 +19,15 @@ if TYPE_CHECKING:  # a stage that only draws does not wait for torch
 
 REQUIRED = {
     "datasets": {"validation", "seed"},
-    "suites": {"baseline", "search", "finetune"},
+    "suites": {"search", "finetune"},
     "baselines": {"suite", "dataset", "network", "seeds"},
     "experiments": {"suite", "baseline", "budgets", "methods", "seeds"},
 }
-OPTIONAL = {"baselines": {"training"}, "experiments": {"search", "training"}}
+OPTIONAL = {
+    "suites": {"baseline"},
+    "baselines": {"training"},
+    "experiments": {"baseline_seed", "search", "training"},
+}
 
 
 @dataclass(frozen=True)
@@ -58,17 +62,21 @@ class Project:
             raise InputError(f"{group}.{name}.seeds in params.yaml must be a list of whole numbers, not {seeds!r}.")
         return entry
 
-    def results(self, suite: str, name: str, stage: str) -> Path:
-        """Folder of a stage's metrics.json and history.csv."""
-        return self.root / "results" / suite / name / stage
+    def results(self, *place: str) -> Path:
+        """Folder of a metrics.json and history.csv: suite, experiment, stage; or "baselines", name."""
+        return self.root.joinpath("results", *place)
 
-    def weights(self, suite: str, name: str, stage: str) -> Path:
-        """Folder of a stage's networks."""
-        return self.root / "weights" / suite / name / stage
+    def weights(self, *place: str) -> Path:
+        """Folder of a stage's networks, at the same place as its results."""
+        return self.root.joinpath("weights", *place)
 
     def checkpoint(self, name: str, stage: str, *which: object) -> Path:
         """Where an unfinished run keeps its state."""
         return self.root / "checkpoints" / f"{name}-{stage}-{'-'.join(map(str, which))}.pt"
+
+    def baseline_seed(self, name: str, seed: int) -> int:
+        """The seed of the baseline that an experiment prunes with this seed: the same, unless the entry says one."""
+        return self.entry("experiments", name).get("baseline_seed", seed)
 
     def members(self, suite: str) -> list[str]:
         """Names of the experiments of a suite."""

@@ -35,7 +35,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints = [], []
     for seed in entry["seeds"]:
-        teacher = trained(here, entry["baseline"], seed, data)
+        teacher = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
         before = accuracy(teacher, data, data.test)
         for method in entry["methods"]:
             pruned = load(here.weights(entry["suite"], name, "search") / method / str(seed))

@@ -32,7 +32,7 @@ def settings(here: Project, name: str) -> dict[str, Any]:
     entry = here.entry("experiments", name)
     suite = here.entry("suites", entry["suite"])
     chosen = {**suite["search"], **entry.get("search", {})}
-    known = SHARED | {"episodes", "fit_budget", "agent"}
+    known = SHARED | {"episodes", "fit_budget", "agent", "imagined"}
     for key in chosen:
         one_of("search parameter", key, sorted(known))
     for method in entry["methods"]:
@@ -54,7 +54,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints = [], []
     for seed in entry["seeds"]:
-        network = trained(here, entry["baseline"], seed, data)
+        network = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
         for method in entry["methods"]:
             which = fingerprint(weights_hash(network), data.describe(), entry["budgets"], chosen)
             path = here.checkpoint(name, "search", method, seed, which)

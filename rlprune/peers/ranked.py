@@ -1,0 +1,92 @@
+"""One ranking over the filters of all groups: what scores lowest goes first, wherever it is.
+
+The one-shot heuristics that a search has to beat. A threshold common to all groups says how many filters each
+keeps; the lowest threshold within budget is taken.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlprune.candidates import Candidates, single
+from rlprune.costs import Budget
+from rlprune.importance import scores
+from rlprune.own import OwnData
+from rlprune.peers.judged import judged
+from rlprune.result import PruningResult
+
+
+def magnitude(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> PruningResult:
+    """Global magnitude pruning: by the L1 norm of each filter over its group's mean (Li et al. 2017).
+
+    See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged` but the
+    criterion. ``seed`` divides data of one's own; nothing else here is random.
+    """
+    return _ranked("magnitude", network, example_input, budgets, data, seed, options)
+
+
+def batchnorm(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> PruningResult:
+    """By each filter's batch-norm scale |γ| (network slimming, Liu et al. 2017); see `magnitude`."""
+    return _ranked("batchnorm", network, example_input, budgets, data, seed, options)
+
+
+def taylor(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> PruningResult:
+    """By the first-order change of the loss if the filter were zero (Molchanov et al. 2019); see `magnitude`.
+
+    Needs data, and images to recalibrate on.
+    """
+    return _ranked("taylor", network, example_input, budgets, data, seed, options)
+
+
+def _ranked(
+    criterion: str,
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None,
+    seed: int,
+    options: dict[str, Any],
+) -> PruningResult:
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **{**options, "criterion": criterion})
+    # a norm grows with a filter's inputs: only within its group does it say something; the others compare as they are
+    values = scores(network, candidates.groups, criterion, evaluator.sample, relative=criterion == "magnitude")
+    return single(candidates, evaluator, thresholded(candidates, values), criterion)
+
+
+def thresholded(candidates: Candidates, values: Sequence[Tensor]) -> list[int]:
+    """The widest network within budget that keeps, of every group, the filters above one threshold on these values."""
+    order = torch.cat(list(values)).sort(descending=True).values
+    low, high, best = 0, len(order), candidates.anchor
+    while low <= high:  # filters kept, before every group gets its least
+        middle = (low + high) // 2
+        least = order[middle - 1] if middle else float("inf")
+        shares = [float((score >= least).float().mean()) for score in values]
+        widths = candidates.widths(shares)
+        if candidates.feasible(widths):
+            low, best = middle + 1, widths
+        else:
+            high = middle - 1
+    return best
