@@ -227,7 +227,8 @@ class LagrangianPPO:
             # the raw sample is learned from, the clipped one is acted on
             action = mean + self.policy.log_std.exp() * torch.randn(mean.shape, generator=self.generator)
             clipped = self._clipped(action)
-            observation, reward, terminated, truncated, infos = self.env.step(clipped)
+            with torch.enable_grad():  # what an environment does is its own affair: it may train a network
+                observation, reward, terminated, truncated, infos = self.env.step(clipped)
             over = terminated | truncated
             following = observation.copy()
             for i in np.flatnonzero(over):  # ``observation`` is the next episode's first already

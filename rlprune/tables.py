@@ -22,6 +22,8 @@ from rlprune.errors import InputError
 METHODS = {
     "layerwise": ("Layer-wise agent", "#0072b2", "o"),
     "filterwise": ("Filter-wise agent", "#d55e00", "s"),
+    "paper_coarse": ("Published, coarse", "#117733", "8"),
+    "paper_fine": ("Published, fine", "#7f4a1e", "H"),
     "genetic": ("Genetic", "#009e73", "^"),
     "prunenet": ("PruneNet", "#aa4499", "D"),
     "prunetrain": ("PruneTrain", "#e69f00", "v"),
@@ -34,7 +36,7 @@ METHODS = {
     "batchnorm": ("Batch-norm scale", "#56b4e9", ">"),
     "taylor": ("Taylor", "#cc6677", "d"),
 }
-_OTHERS = [("#44aa99", "8"), ("#7f4a1e", "H"), ("#b0578d", "o"), ("#2b7a78", "s")]
+_OTHERS = [("#44aa99", "8"), ("#a05a2c", "H"), ("#b0578d", "o"), ("#2b7a78", "s")]
 COSTS = {"macs": "MACs", "peak_memory": "peak memory", "onnx_bytes": "ONNX bytes"}  # names that read badly as they are
 
 _HEAD = ["dataset", "source", "sha256", "network", "device", "versions"]

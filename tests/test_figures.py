@@ -361,6 +361,22 @@ def test_accuracy_against_parameters(root):
     assert sorted(bar[:, 1].tolist() for bar in bars) == [[96, 98], [98, 100]]
 
 
+def test_progress_is_the_mean_of_the_best_with_its_confidence_interval():
+    history = episodes(["layerwise", "random"], (0, 1, 2), ["parameters"], count=6)
+    history["best"] = history["seed"] + 10 * history["episode"]  # at every evaluation e: 10 e, + 1 and + 2
+    history.loc[(history["seed"] == 2) & (history["episode"] == 1), "best"] = np.nan  # nothing within budget yet
+    history = history[(history["method"] == "layerwise") | (history["episode"] == 1)]  # "random" decides at once
+    history.loc[history["method"] == "random", "best"] = 42.0
+    figure = figures.search_progress(history)
+    curve, across = figure.axes[0].lines
+    assert curve.get_xydata().tolist() == [[e, 10.0 * e + 1] for e in range(2, 7)]
+    assert across.get_ydata()[0] == 42
+    low, high = figure.axes[0].collections[0].get_paths()[0].get_extents().get_points()[:, 1]
+    half = 4.302653 / 3**0.5  # Student's t with two degrees of freedom
+    assert (low, high) == pytest.approx((21 - half, 61 + half), abs=1e-4)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["Layer-wise agent", "Random search"]
+
+
 def test_training_curves_of_baseline_and_finetuning():
     loss, accuracy = figures.training_curves(epochs(seeds=(0, 1))).axes
     assert loss.get_lines()[0].get_ydata()[0] == pytest.approx(2.025)

@@ -211,6 +211,32 @@ def test_stopped_stage_goes_on(tmp_path, monkeypatch):
     assert len(calls) == 3 + 2  # seed 0 is finished: only seed 1's two epochs
     assert not list((tmp_path / "checkpoints").iterdir())
 
+    ours, done = search._search, []
+
+    def stop_in_third_search(*args):
+        done.append(args[0])
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return ours(*args)
+
+    monkeypatch.setattr(search, "_search", stop_in_third_search)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(NAME, tmp_path, progress=False)
+    assert not (tmp_path / "results/quick").exists()
+    shutil.rmtree(tmp_path / "weights/quick")  # as DVC does before it runs a stage again
+    stopped = search.run(NAME, tmp_path, progress=False)
+    assert done == ["layerwise", "uniform", "layerwise", "layerwise", "uniform"]  # seed 0 is finished
+    assert not list((tmp_path / "checkpoints").iterdir())
+    monkeypatch.setattr(search, "_search", ours)
+    straight = search.run(NAME, tmp_path, progress=False)
+    for method in ("layerwise", "uniform"):
+        for seed in ("0", "1"):
+            pair = [metrics["methods"][method][seed] for metrics in (stopped, straight)]
+            assert [pair[0][key] for key in ("reward", "costs")] == [pair[1][key] for key in ("reward", "costs")]
+            assert {k: list(v) for k, v in pair[0]["widths"].items()} == {
+                k: list(v) for k, v in pair[1]["widths"].items()
+            }
+
 
 @pytest.mark.parametrize(
     ("group", "key", "value", "fault"),

@@ -132,6 +132,13 @@ def test_filterwise_search_repeats_itself_and_its_network_is_the_one_it_found(tr
     assert first.costs["parameters"]["share"] <= 0.1
 
 
+def test_candidates_may_be_finetuned_before_they_are_judged(trained, digits):
+    plain, tuned = (
+        search(trained, digits, episodes=10, evaluation={**SMALL, "finetune_steps": steps}) for steps in (0, 20)
+    )
+    assert tuned.history["reward"].mean() > plain.history["reward"].mean()
+
+
 def test_uniform_is_the_widest_network_that_fits(trained, digits):
     result = peers.uniform(trained, digits.example, [Budget(costs.parameters, 0.3)], digits, evaluation=SMALL)
     shares = [kept / size for kept, size in result.widths.values()]

@@ -1,6 +1,7 @@
 """Stage search: every method of an experiment decides which filters stay."""
 
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rlprune.data import Dataset
 from rlprune.env import ACTIONS
 from rlprune.errors import one_of
 from rlprune.files import weights_hash
-from rlprune.result import PruningResult
+from rlprune.result import PruningResult, load
 from rlprune.search import prune
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, budgets, described, project
@@ -32,9 +33,11 @@ def settings(here: Project, name: str) -> dict[str, Any]:
     entry = here.entry("experiments", name)
     suite = here.entry("suites", entry["suite"])
     chosen = {**suite["search"], **entry.get("search", {})}
-    known = SHARED | {"episodes", "fit_budget", "agent", "imagined"}
+    known = SHARED | {"episodes", "fit_budget", "agent", "imagined", "paper"}
     for key in chosen:
         one_of("search parameter", key, sorted(known))
+    for key in chosen.get("paper", {}):  # of the published searches alone: their length, the images that judge
+        one_of("parameter of the published search", key, ["episodes", "images"])
     for method in entry["methods"]:
         one_of("method", method, METHODS)
     return chosen
@@ -43,7 +46,7 @@ def settings(here: Project, name: str) -> dict[str, Any]:
 def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
     """Search with every method and seed of an experiment; write networks, metrics.json and history.csv.
 
-    A search that was killed goes on from its last update.
+    A stage that was killed goes on with the search that it was at; an agent's goes on from its last update.
 
     Returns:
         the metrics written.
@@ -58,7 +61,12 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         for method in entry["methods"]:
             which = fingerprint(weights_hash(network), data.describe(), entry["budgets"], chosen)
             path = here.checkpoint(name, "search", method, seed, which)
-            result = _search(method, network, data, limits, chosen, seed, path, progress)
+            finished = path.with_suffix("")
+            if not finished.exists():
+                result = _search(method, network, data, limits, chosen, seed, path, progress)
+                result.save(partial := finished.with_suffix(".partial"))
+                partial.rename(finished)
+            result = load(finished)
             result.save(here.weights(entry["suite"], name, "search") / method / str(seed))
             outcome[method][str(seed)] = {
                 "reward": result.reward,
@@ -68,7 +76,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
                 "costs": _costs(result, network, data),
             }
             histories.append(result.history.assign(method=method, seed=seed))
-            checkpoints.append(path)
+            checkpoints += [path, finished]
     head = {
         "network": here.entry("baselines", entry["baseline"])["network"],
         "baseline": entry["baseline"],
@@ -78,7 +86,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     folder = here.results(entry["suite"], name, "search")
     metrics = write_results(folder, data, head, {"methods": outcome}, pd.concat(histories))
     for path in checkpoints:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return metrics
 
 
@@ -95,20 +103,14 @@ def _search(
     if method in PEERS:
         takes = SHARED | (set(inspect.signature(PEERS[method]).parameters) & {"episodes"})
         shared = {key: value for key, value in chosen.items() if key in takes}
+        if method.startswith("paper_"):
+            shared |= chosen.get("paper", {})
         if "episodes" in takes:
             shared["progress"] = progress
         return PEERS[method](network, data.example, limits, data, seed=seed, **shared)
-    return prune(
-        network,
-        data.example,
-        limits,
-        data,
-        action=method,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-        **chosen,
-    )
+    own = {key: value for key, value in chosen.items() if key != "paper"}
+    how = {"action": method, "seed": seed, "checkpoint": checkpoint, "progress": progress}
+    return prune(network, data.example, limits, data, **how, **own)
 
 
 def _costs(result: PruningResult, network: nn.Module, data: Dataset) -> dict[str, dict[str, float]]:
