@@ -18,6 +18,7 @@ _HOME = {
     "LagrangianPPO": "agent",
     "PPOOptions": "agent",
     "prune": "search",
+    "pareto": "front",
     "PruningResult": "result",
     "load": "result",
     "Training": "training",

@@ -107,7 +107,7 @@ def prune(
     )
     if progress:
         print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
-    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=_options(env, episodes, criterion, agent or {}))
+    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=options_for(env, episodes, criterion, agent or {}))
     rest = [episodes, seed, criterion, fit_budget, minimum, multiple, evaluation, imagined]
     run = _fingerprint(env, images, asdict(ppo.options), rest)
     log, model = _Log(env, episodes, progress), RewardModel()
@@ -124,7 +124,7 @@ def prune(
             ppo.learn(1)  # a whole update
             log.take(ppo, model)
             if imagined and env.candidates.predicted and KNOWN <= len(log.rows) < episodes:
-                _imagine(ppo, env, model, imagined)
+                imagine(ppo, env, model, imagined)
             if path is not None:
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
                 state["seconds"] = time.perf_counter() - start
@@ -140,7 +140,7 @@ def prune(
     return result
 
 
-def _imagine(ppo: LagrangianPPO, env: PruningEnv, model: RewardModel, episodes: int) -> None:
+def imagine(ppo: LagrangianPPO, env: PruningEnv, model: RewardModel, episodes: int) -> None:
     """Let the agent play on the model of the reward."""
     model.fit()
     env.imagined = model
@@ -150,7 +150,7 @@ def _imagine(ppo: LagrangianPPO, env: PruningEnv, model: RewardModel, episodes: 
         env.imagined = None
 
 
-def _options(env: PruningEnv, episodes: int, criterion: str, given: dict[str, Any]) -> PPOOptions:
+def options_for(env: PruningEnv, episodes: int, criterion: str, given: dict[str, Any]) -> PPOOptions:
     """The agent's options: short episodes and few of them want larger steps than the paper's."""
     shares = [width / size for width, size in zip(env.candidates.uniform(), env.candidates.sizes, strict=True)]
     # filter-wise it begins with the criterion alone: what is more and what is less is to be learned
