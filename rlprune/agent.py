@@ -329,3 +329,21 @@ class LagrangianPPO:
         self.prediction_generator.set_state(state["prediction_generator"])
         self.steps, self.episodes, self.history = state["steps"], state["episodes"], state["history"]
         self._observation = None
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Begin with what another agent has learned: its policy, critics and statistics, in another environment.
+
+        Exploration, multipliers, optimisers, counters and random numbers stay this agent's own.
+
+        Args:
+            state: of an agent of the same spaces, number of limits, ``hidden`` and ``multiplier``; see `state_dict`.
+
+        Raises:
+            InputError: as of `load_state_dict`.
+        """
+        spread = self.policy.log_std.detach().clone()
+        learned = {"policy", "critics", "observation_scale", "return_scale", "shape"}
+        mine = {name: part for name, part in self.state_dict().items() if name not in learned}
+        self.load_state_dict(mine | {name: part for name, part in state.items() if name in learned})
+        with torch.no_grad():
+            self.policy.log_std.copy_(spread)

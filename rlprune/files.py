@@ -70,18 +70,27 @@ def save_weights(network: nn.Module, path: Path, half: bool = False) -> None:
     write_atomically(path, lambda partial: torch.save(state, partial))
 
 
+def read_tensors(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote, as long as it is tensors, numbers and text; nothing stored is executed.
+
+    Raises:
+        InputError: the file is absent or cut off.
+    """
+    if not path.is_file():
+        raise InputError(f"There are no weights {path}: run the stage that makes them, or `dvc pull`.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the broken bytes lead it to
+        raise InputError(f"{path} is cut off or holds no weights: delete it and run its stage again.") from error
+
+
 def load_weights(network: nn.Module, path: Path) -> None:
     """Read a network's state in place, executing nothing that is stored.
 
     Raises:
         InputError: the file is absent, cut off, or of another network.
     """
-    if not path.is_file():
-        raise InputError(f"There are no weights {path}: run the stage that makes them, or `dvc pull`.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the broken bytes lead it to
-        raise InputError(f"{path} is cut off or holds no weights: delete it and run its stage again.") from error
+    state = read_tensors(path)
     try:
         network.load_state_dict(state)
     except (RuntimeError, AttributeError, TypeError) as error:

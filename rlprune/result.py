@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.errors import InputError
-from rlprune.files import load_weights, read_json, save_weights, write_atomically, write_json
+from rlprune.files import load_weights, read_json, read_tensors, save_weights, write_atomically, write_json
 from rlprune.masking import rebuild
 from rlprune.networks import build
 
@@ -32,6 +32,7 @@ class PruningResult:
         architecture: what `rlprune.networks.build` needs to make the unpruned
             network again, empty for a network of one's own.
         input_shape: of one input, (C, H, W).
+        agent: what the agent has learned, to begin another search with; None where none was at work.
     """
 
     network: nn.Module
@@ -45,9 +46,10 @@ class PruningResult:
     method: str
     input_shape: tuple[int, ...]
     architecture: dict[str, Any] = field(default_factory=dict)
+    agent: dict[str, Any] | None = field(default=None, repr=False)
 
     def save(self, folder: str | Path, half: bool = False) -> Path:
-        """Write ``weights.pt``, ``pruning.json`` (what was decided, every layer's sizes) and ``history.csv``.
+        """Write ``weights.pt``, ``pruning.json`` (decision, every layer's sizes), ``history.csv``, and any ``agent.pt``.
 
         Tensors and text only, no code. With ``half``, weights are stored as float16; `load` gives float32 again.
 
@@ -70,6 +72,8 @@ class PruningResult:
         }
         write_json(folder / "pruning.json", description)
         write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
+        if self.agent is not None:
+            write_atomically(folder / "agent.pt", lambda path: torch.save(self.agent, path))
         return folder
 
     def export_onnx(self, path: str | Path) -> Path:
@@ -210,4 +214,5 @@ def load(folder: str | Path, network: nn.Module | None = None) -> PruningResult:
         method=description["method"],
         input_shape=tuple(description["input_shape"]),
         architecture=description["architecture"],
+        agent=read_tensors(folder / "agent.pt") if (folder / "agent.pt").exists() else None,
     )

@@ -48,6 +48,7 @@ def prune(
     evaluation: dict[str, Any] | None = None,
     agent: dict[str, Any] | None = None,
     imagined: int = 100,
+    begin: PruningResult | None = None,
     finetune: Training | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -74,6 +75,8 @@ def prune(
         agent: options of `rlprune.agent.PPOOptions`, over this function's own defaults.
         imagined: episodes that the agent plays on a model of the reward after every update, see
             `rlprune.imagination`; 0 for none, and none under budgets that must be measured.
+        begin: a result of another search, of the same action space and number of budgets, on any network: the agent
+            begins with what it learned there.
         finetune: a schedule to train the pruned network with; None leaves it recovered without training.
         checkpoint: a file written after every update of the agent. If it is there,
             the search goes on from it and ends as if never stopped; it is left in place.
@@ -108,7 +111,11 @@ def prune(
     if progress:
         print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
     ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=options_for(env, episodes, criterion, agent or {}))
-    rest = [episodes, seed, criterion, fit_budget, minimum, multiple, evaluation, imagined]
+    if begin is not None:
+        if begin.agent is None:
+            raise InputError(f"There is no agent in a result of method {begin.method!r}: begin with prune()'s.")
+        ppo.adopt(begin.agent)
+    rest = [weights_hash(ppo.policy), episodes, seed, criterion, fit_budget, minimum, multiple, evaluation, imagined]
     run = _fingerprint(env, images, asdict(ppo.options), rest)
     log, model = _Log(env, episodes, progress), RewardModel()
     path = Path(checkpoint) if checkpoint is not None else None
@@ -135,6 +142,7 @@ def prune(
         )
     seconds = time.perf_counter() - start
     result = finish(env.candidates, log.best, evaluator, log.rows, len(log.rows), seconds, action)
+    result.agent = {**ppo.state_dict(), "history": []}
     if finetune is not None:
         fit(result.network, images, finetune, seed, teacher=network.eval(), progress="fine-tune" if progress else None)
     return result

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from rlprune import Budget, Evaluator, costs, masking, networks, peers, prune, trace
+from rlprune import Budget, Evaluator, costs, load, masking, networks, peers, prune, trace
 from rlprune.errors import InputError
 from rlprune.training import Training, accuracy, fit
 
@@ -130,6 +130,33 @@ def test_filterwise_search_repeats_itself_and_its_network_is_the_one_it_found(tr
     evaluator = Evaluator(trained, trace(trained, digits.example), digits, **SMALL)
     assert evaluator(first.masks) == first.reward == first.history["reward"].max()
     assert first.costs["parameters"]["share"] <= 0.1
+
+
+def test_an_agent_goes_on_with_what_it_learned_on_another_network(trained, digits, tmp_path):
+    """Wanted is little of the first layers and much of the last, in any network."""
+
+    def wanted(network):
+        widths = [module.out_channels / 64 for module in network.features if isinstance(module, torch.nn.Conv2d)]
+        return 100 * sum(width * (-1) ** (i < len(widths) / 2) for i, width in enumerate(widths)) / len(widths)
+
+    def search(network, **changes):
+        settings = {"evaluate": wanted, "fit_budget": "shrink", "progress": False, **changes}
+        return prune(network, digits.example, [Budget("parameters", 0.5)], **settings)
+
+    teacher = search(networks.VGG([64, "M", 64, "M", 64, 64]).eval(), episodes=100)
+    teacher.save(tmp_path / "agent")
+    known = load(tmp_path / "agent", networks.VGG([64, "M", 64, "M", 64, 64]))
+    larger = networks.VGG([64, 64, "M", 64, 64, "M", 64, 64]).eval()
+    fresh, taught = search(larger, episodes=20), search(larger, episodes=20, begin=known)
+    assert taught.history["reward"].head(10).mean() > fresh.history["reward"].head(10).mean() + 3
+    assert taught.history["lambda_parameters"].iloc[0] == fresh.history["lambda_parameters"].iloc[0]
+    pd.testing.assert_frame_equal(
+        deterministic(search(larger, episodes=20, begin=teacher).history), deterministic(taught.history)
+    )
+    with pytest.raises(InputError, match="no agent in a result of method 'uniform'"):
+        search(larger, begin=peers.uniform(trained, digits.example, [Budget("parameters", 0.5)], evaluate=wanted))
+    with pytest.raises(InputError, match="agent with"):
+        search(larger, begin=known, action="filterwise")
 
 
 def test_candidates_may_be_finetuned_before_they_are_judged(trained, digits):
