@@ -49,7 +49,7 @@ class PruningResult:
     agent: dict[str, Any] | None = field(default=None, repr=False)
 
     def save(self, folder: str | Path, half: bool = False) -> Path:
-        """Write ``weights.pt``, ``pruning.json`` (decision, every layer's sizes), ``history.csv``, and any ``agent.pt``.
+        """Write ``weights.pt``, ``pruning.json`` (decision, every layer's sizes), ``history.csv``, any ``agent.pt``.
 
         Tensors and text only, no code. With ``half``, weights are stored as float16; `load` gives float32 again.
 
