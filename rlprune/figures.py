@@ -112,11 +112,12 @@ def search_progress(history: pd.DataFrame) -> Figure:
                 handles.append(key(method_label(method), colour, linestyle=DOTS))
                 continue
             mean, count = table.mean(axis=1), table.shape[1]
-            axis.plot(table.index, mean, color=colour)
+            axis.step(table.index, mean, color=colour, where="post")
             handles.append(key(method_label(method), colour))
             if count > 1:
                 half = stats.t.ppf(0.975, count - 1) * table.std(axis=1) / count**0.5
-                axis.fill_between(table.index, mean - half, mean + half, color=colour, alpha=0.2, linewidth=0)
+                low, high = mean - half, mean + half
+                axis.fill_between(table.index, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
         finish(axis, "Best network within budget", "Accuracy in search (%)", "Evaluations")
         axis.set_xlim(left=0)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
