@@ -41,7 +41,7 @@ def prune(
     seed: int = 0,
     evaluate: Callable[[nn.Module], float] | None = None,
     criterion: str = "magnitude",
-    fit_budget: str = "scale",
+    fit_budget: str | None = None,
     minimum: int = 1,
     multiple: int = 1,
     exclude: Sequence[str | type[nn.Module]] = (),
@@ -67,7 +67,8 @@ def prune(
         evaluate: slim network → number to be maximised, in place of the accuracy on
             validation images. Without data, pruned networks are judged unrecovered.
         criterion: which filters of a group stay, see `rlprune.importance.scores`.
-        fit_budget: how a decision is brought within budget, see `Candidates.fit`.
+        fit_budget: how a decision is brought within budget, see `Candidates.fit`; None for "scale" where costs follow
+            from the widths, and "shrink", which measures less often, where they do not.
         minimum: filters that every group keeps at least.
         multiple: what is kept of a group is a multiple of this, or all of it: for vector units and tensor cores.
         exclude: layers, by name or type, whose filters stay, see `rlprune.trace`.
@@ -92,6 +93,8 @@ def prune(
     if data is None and finetune is not None:
         raise InputError("Fine-tuning needs data: give data, or leave finetune out.")
     start = time.perf_counter()
+    if fit_budget is None:
+        fit_budget = "scale" if all(budget.predicted for budget in budgets) else "shrink"
     groups = trace(network, example_input, exclude)
     images = dataset_of(data, example_input, seed) if data is not None else None
     evaluator = Evaluator(network, groups, images, evaluate, **(evaluation or {}))

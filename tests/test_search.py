@@ -220,3 +220,17 @@ def test_a_noisy_cost_is_measured_again_before_a_network_is_accepted(trained, di
     state.update(evaluated=0, truth=1e4)
     with pytest.raises(InputError, match="the cost is noisy"):
         prune(trained, digits.example, [budget], episodes=10, evaluate=evaluate, progress=False)
+
+
+def test_decisions_use_the_budget_up_unless_that_takes_measurements(trained, digits):
+    measured = []
+
+    def filters(network, example):
+        measured.append(network)
+        return float(sum(p.shape[0] for p in network.parameters() if p.ndim == 4))
+
+    how = {"episodes": 10, "evaluate": lambda network: 0.0, "progress": False, "agent": {"initial_action": 0.1}}
+    small = prune(trained, digits.example, [Budget(filters, 0.9)], **how)
+    assert small.costs["filters"]["share"] < 0.5  # nothing was over budget, so nothing was scaled
+    assert len(measured) < 10 * 7
+    assert prune(trained, digits.example, [Budget("macs", 0.9)], **how).costs["macs"]["share"] > 0.7
