@@ -235,11 +235,10 @@ def pareto(
                 observation, _, over, _, _ = env.step(ppo.predict(observation, deterministic=True)[0])
             take()
     seconds = time.perf_counter() - start
-    percents = [100 * float(env.candidates.costs(d.widths)[0] / env.candidates.unpruned[0]) for d in found]
     results = {}
     for share in points:
         env.demand(share)
-        within = [decision for decision, percent in zip(found, percents, strict=True) if percent <= 100 * share]
+        within = [decision for decision in found if env.candidates.feasible(decision.widths)]
         best = sorted(within, key=lambda decision: -decision.reward)[:KEPT]
         results[share] = finish(env.candidates, best, evaluator, log.rows, len(log.rows), seconds, "front")
     return Front(results, pd.DataFrame(log.rows))
