@@ -295,7 +295,7 @@ def finish(
     shares = np.array(best.widths) / candidates.sizes
     smaller = [candidates.widths(shares * 0.93**step) for step in range(1, TRIES + 1)] + [candidates.anchor]
     for decision in itertools.chain(ranked, (replace(best, widths=widths) for widths in smaller)):
-        widths, masks = decision.widths, candidates.masks(decision.widths, decision.scores)
+        masks = candidates.masks(decision.widths, decision.scores)
         network = evaluator.candidate(masks)
         costs = candidates.measured(network)
         if all(cost["value"] <= cost["limit"] for cost in costs.values()):
@@ -306,13 +306,30 @@ def finish(
             f"No network that was found costs at most {cost['limit']:g} {name} when measured again (the last one "
             f"{cost['low']:g} to {cost['high']:g}): the cost is noisy; widen the budget or steady the measurement."
         )
+    how = {"history": history, "evaluations": evaluations, "seconds": seconds, "method": method}
+    return record(candidates, network, masks, costs, evaluator(masks), **how)
+
+
+def record(
+    candidates: Candidates,
+    network: nn.Module,
+    masks: list[Tensor],
+    costs: dict[str, dict[str, Any]],
+    reward: float,
+    history: list[dict[str, Any]],
+    evaluations: int,
+    seconds: float,
+    method: str,
+) -> PruningResult:
+    """A finished network with all that is said of it; see `finish` and `rlprune.result.PruningResult`."""
+    widths = {group.name: (int(mask.sum()), group.size) for group, mask in zip(candidates.groups, masks, strict=True)}
     return PruningResult(
         network=network,
         masks=masks,
         costs=costs,
         history=pd.DataFrame(history),
-        widths={group.name: (w, group.size) for group, w in zip(candidates.groups, widths, strict=True)},
-        reward=evaluator(masks),
+        widths=widths,
+        reward=reward,
         evaluations=evaluations,
         seconds=seconds,
         method=method,

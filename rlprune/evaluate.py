@@ -178,14 +178,13 @@ class Evaluator:
         key = torch.cat(masks).cpu().numpy().tobytes()
         if key not in self._known:
             self.evaluations += 1
-            network = self.candidate(masks)
-            if self.measure is None:
-                self._known[key] = accuracy(network, self.data, self.split)
-            else:
-                self._known[key] = self._measured(network)
+            self._known[key] = self.judge(self.candidate(masks))
         return self._known[key]
 
-    def _measured(self, network: nn.Module) -> float:
+    def judge(self, network: nn.Module) -> float:
+        """The reward of a network as it is; raises as calling does."""
+        if self.measure is None:
+            return accuracy(network, self.data, self.split)
         try:
             value = self.measure(network)
         except Exception as error:  # whatever the caller's own code raises

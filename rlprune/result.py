@@ -143,6 +143,7 @@ def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
 
 # what a layer states of its own size, beside the shapes of its tensors
 _SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters")
+_PAIRS = ("kernel_size", "padding")  # that a method may change, too
 
 
 def _layers(network: nn.Module) -> dict[str, dict[str, Any]]:
@@ -153,6 +154,7 @@ def _layers(network: nn.Module) -> dict[str, dict[str, Any]]:
         shapes = {key: list(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
         if shapes:
             sizes = {key: value for key in _SIZES if isinstance(value := module.__dict__.get(key), int)}
+            sizes |= {key: list(value) for key in _PAIRS if isinstance(value := module.__dict__.get(key), tuple)}
             layers[name] = {"kind": type(module).__name__, **sizes, "tensors": shapes}
     return layers
 
@@ -175,6 +177,9 @@ def _resize(network: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
         for key in _SIZES:
             if key in layer:
                 setattr(module, key, layer[key])
+        for key in _PAIRS:
+            if key in layer:
+                setattr(module, key, tuple(layer[key]))
 
 
 def load(folder: str | Path, network: nn.Module | None = None) -> PruningResult:
