@@ -62,24 +62,6 @@ class Front:
         return folder
 
 
-def hypervolume(points: Sequence[tuple[float, float]], most: float, least: float) -> float:
-    """Area that points (cost, reward) dominate, over the logarithm of the cost, up to a cost of ``most``.
-
-    Args:
-        points: costs above 0, rewards.
-        most: the cost that the area ends at.
-        least: the reward that it begins at.
-    """
-    area, best, edge = 0.0, least, None
-    for cost, reward in sorted(points, key=lambda point: (point[0], -point[1])):
-        if cost > most:
-            break
-        if edge is not None:
-            area += (math.log(cost) - math.log(edge)) * (best - least)
-        best, edge = max(best, reward), cost
-    return area + (math.log(most) - math.log(edge)) * (best - least) if edge is not None else 0.0
-
-
 class FrontEnv(PruningEnv):
     """`PruningEnv` under a budget that changes from episode to episode.
 

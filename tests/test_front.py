@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from gymnasium.utils.env_checker import check_env
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rlprune import Budget, costs, load, pareto, prune
 from rlprune.errors import InputError
-from rlprune.front import BANDS, FrontEnv, hypervolume
+from rlprune.front import BANDS, FrontEnv
+from rlprune.studies import hypervolume
 
 POINTS = (0.1, 0.2, 0.4)
 
@@ -107,14 +106,6 @@ def test_environment_keeps_gymnasiums_rules_and_says_its_budget(trained, digits)
     assert len(set(shares)) == 9
     env.reset(options={"share": 0.25})
     assert env.share == 0.25
-
-
-@given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 100)), min_size=1, max_size=6), st.floats(1, 100))
-def test_hypervolume_counts_what_some_point_dominates(points, most):
-    grid = np.linspace(math.log(1), math.log(most), 4001)
-    best = [max((r for c, r in points if math.log(c) <= x), default=0) for x in (grid[1:] + grid[:-1]) / 2]
-    expected = sum(best) * (grid[1] - grid[0])
-    assert hypervolume(points, most, 0) == pytest.approx(expected, abs=0.3 * len(points))
 
 
 def test_bad_input_is_named(trained, digits):

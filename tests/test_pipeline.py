@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from rlprune.errors import InputError
-from rlprune.stages import baseline, check, finetune, prepare, search, tables
+from rlprune.stages import baseline, check, finetune, jobs, prepare, search, tables
 from rlprune.stages.common import project
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,6 +237,37 @@ def test_stopped_stage_goes_on(tmp_path, monkeypatch):
             assert {k: list(v) for k, v in pair[0]["widths"].items()} == {
                 k: list(v) for k, v in pair[1]["widths"].items()
             }
+
+
+def test_runs_side_by_side_end_as_one_after_the_other(tmp_path, monkeypatch):
+    torch.set_num_threads(1)  # as in the processes that they run in
+    outcomes = []
+    for count in ("1", "2"):
+        folder = tmp_path / count
+        folder.mkdir()
+        write(folder, TINY)
+        monkeypatch.setenv("RLPRUNE_JOBS", count)
+        prepare.run("digits", folder)
+        stages = [baseline.run("digits_resnet20", folder, progress=False)]
+        stages += [stage.run(NAME, folder, progress=False) for stage in (search, finetune)]
+        assert not list((folder / "checkpoints").iterdir())
+        outcomes.append(stages)
+    plain, beside = outcomes
+    assert "2 runs side by side" in beside[0]["device"]
+    assert "side by side" not in plain[0]["device"]
+    for seed in ("0", "1"):
+        assert plain[0]["seeds"][seed]["test_accuracy"] == beside[0]["seeds"][seed]["test_accuracy"]
+        for method in ("layerwise", "uniform"):
+            for stage, what in ((1, "reward"), (2, "accuracy")):
+                pair = [stages[stage]["methods"][method][seed][what] for stages in outcomes]
+                assert pair[0] == pair[1], (stage, method, seed)
+
+
+@pytest.mark.parametrize("count", ["0", "two", "-1", "1.5"])
+def test_senseless_number_of_jobs_is_one_sentence(count, monkeypatch):
+    monkeypatch.setenv("RLPRUNE_JOBS", count)
+    with pytest.raises(InputError, match="RLPRUNE_JOBS must be a whole number"):
+        jobs.jobs()
 
 
 @pytest.mark.parametrize(

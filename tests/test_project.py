@@ -102,12 +102,13 @@ PLUMBING = {
         "_torchvision.py",
         "stages/__init__.py",
         "stages/common.py",
+        "stages/jobs.py",
         "stages/record.py",
     )
 }
 
 
-@pytest.mark.parametrize("stage", ["prepare", "baseline", "search", "finetune", "tables"])
+@pytest.mark.parametrize("stage", ["prepare", "baseline", "search", "finetune", "study", "tables"])
 def test_stage_depends_on_the_modules_that_it_imports(stage):
     declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
     files = set()

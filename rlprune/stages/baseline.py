@@ -12,6 +12,7 @@ from rlprune.errors import InputError, one_of
 from rlprune.files import load_weights, save_weights
 from rlprune.networks import build, check_name
 from rlprune.stages.common import Project, project
+from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.training import Training, accuracy, fit
@@ -29,7 +30,7 @@ def schedule(here: Project, name: str) -> Training:
 def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
     """Train a baseline once per seed; write weights, metrics.json and history.csv.
 
-    A run that was killed goes on from its last finished epoch.
+    A run that was killed goes on from its last finished epoch. ``$RLPRUNE_JOBS`` seeds train side by side.
 
     Returns:
         the metrics written.
@@ -37,12 +38,11 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     here = project(root)
     entry, training = here.entry("baselines", name), schedule(here, name)
     check_name(entry["network"])
+    side_by_side(_ahead, [(name, here.root, seed) for seed in entry["seeds"]])
     data = dataset(here, entry["dataset"])
     seeds, histories, checkpoints = {}, [], []
     for seed in entry["seeds"]:
-        network = build(entry["network"], data.classes, seed)
-        path = here.checkpoint(name, "baseline", seed, fingerprint(training, data.describe(), entry["network"]))
-        history = fit(network, data, training, seed, checkpoint=path, progress=_label(name, seed, progress))
+        network, path, history = _train(here, name, seed, data, progress)
         save_weights(network, here.weights("baselines", name) / f"{seed}.pt")
         seeds[str(seed)] = {
             "test_accuracy": accuracy(network, data, data.test),
@@ -69,5 +69,16 @@ def trained(here: Project, name: str, seed: int, data: Dataset) -> nn.Module:
     return network.to(data.device, memory_format=torch.channels_last).eval()
 
 
-def _label(name: str, seed: int, progress: bool) -> str | None:
-    return f"train {name} seed {seed}" if progress else None
+def _train(here: Project, name: str, seed: int, data: Dataset, progress: bool) -> tuple[nn.Module, Path, pd.DataFrame]:
+    """A trained network, its checkpoint and its history."""
+    kind, training = here.entry("baselines", name)["network"], schedule(here, name)
+    network = build(kind, data.classes, seed)
+    path = here.checkpoint(name, "baseline", seed, fingerprint(training, data.describe(), kind))
+    label = f"train {name} seed {seed}" if progress else None
+    return network, path, fit(network, data, training, seed, checkpoint=path, progress=label)
+
+
+def _ahead(name: str, root: Path, seed: int) -> None:
+    """One network trained in a process of its own; it stays in the checkpoint of its last epoch."""
+    here = project(root)
+    _train(here, name, seed, dataset(here, here.entry("baselines", name)["dataset"]), progress=False)

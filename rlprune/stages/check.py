@@ -5,7 +5,7 @@ from pathlib import Path
 from rlprune.errors import InputError, one_of
 from rlprune.networks import check_name
 from rlprune.sources import NAMES as DATASETS
-from rlprune.stages import baseline, finetune, search
+from rlprune.stages import baseline, finetune, search, study
 from rlprune.stages.common import budgets, project
 
 
@@ -37,4 +37,6 @@ def run(root: str | Path | None = None) -> str:
         search.settings(here, name)
         budgets(here, name)
         finetune.schedule(here, name)
+    for name in here.params.get("studies") or {}:
+        here.entry("baselines", study.settings(here, name)["baseline"])
     return f"params.yaml: {len(baselines)} baselines and {len(experiments)} experiments are in order."

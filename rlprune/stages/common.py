@@ -22,11 +22,13 @@ REQUIRED = {
     "suites": {"search", "finetune"},
     "baselines": {"suite", "dataset", "network", "seeds"},
     "experiments": {"suite", "baseline", "budgets", "methods", "seeds"},
+    "studies": {"kind", "needs", "suite", "baseline", "budgets", "seeds"},
 }
 OPTIONAL = {
     "suites": {"baseline"},
     "baselines": {"training"},
     "experiments": {"baseline_seed", "search", "training"},
+    "studies": {"baseline_seed", "candidates", "rewards", "training", "episodes", "points", "begin"},
 }
 
 
@@ -49,7 +51,7 @@ class Project:
             InputError: unknown name, or a key that is missing or unknown.
         """
         entries = self.params.get(group) or {}
-        one_of({"baselines": "baseline", "experiments": "experiment"}.get(group, group[:-1]), name, entries)
+        one_of({"studies": "study"}.get(group, group[:-1]), name, entries)
         entry = entries[name] or {}
         missing = sorted(REQUIRED[group] - set(entry))
         unknown = sorted(set(entry) - REQUIRED[group] - OPTIONAL.get(group, set()))
@@ -138,12 +140,14 @@ def environment(device: str) -> dict[str, Any]:
     """What every result says of the machine and the software: device and versions."""
     import torch
 
+    from rlprune.stages.jobs import jobs, threads
     from rlprune.training import cpu, half_precision
 
     if device == "cuda":
         where = torch.cuda.get_device_name()
     else:
-        where = f"{cpu().get('cpu_name') or platform.processor()}, {torch.get_num_threads()} threads"
+        beside = f" each for {jobs()} runs side by side" if jobs() > 1 else ""
+        where = f"{cpu().get('cpu_name') or platform.processor()}, {threads()} threads{beside}"
     precision = "bfloat16" if isinstance(half_precision(device), torch.autocast) else "float32"
     packages = ["torch", "torchvision", "numpy", "gymnasium", "torch-pruning", "rlprune"]
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
+from rlprune.data import Dataset
 from rlprune.files import save_weights
 from rlprune.result import load
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, budgets, described, project
+from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.training import Training, accuracy, fit
@@ -24,13 +27,14 @@ def schedule(here: Project, name: str) -> Training:
 def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
     """Fine-tune what the search left, per method and seed; write networks, metrics.json and history.csv.
 
-    A run that was killed goes on from its last finished epoch.
+    A run that was killed goes on from its last finished epoch. ``$RLPRUNE_JOBS`` networks train side by side.
 
     Returns:
         the metrics written.
     """
     here = project(root)
     entry, training = here.entry("experiments", name), schedule(here, name)
+    side_by_side(_ahead, [(name, here.root, method, seed) for seed in entry["seeds"] for method in entry["methods"]])
     data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints = [], []
@@ -38,12 +42,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         teacher = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
         before = accuracy(teacher, data, data.test)
         for method in entry["methods"]:
-            pruned = load(here.weights(entry["suite"], name, "search") / method / str(seed))
-            network = pruned.network.to(data.device)
-            after_pruning = accuracy(network, data, data.test)
-            path = here.checkpoint(
-                name, "finetune", method, seed, fingerprint(training, data.describe(), pruned.widths, after_pruning)
-            )
+            network, after_pruning, path = _pruned(here, name, method, seed, data)
             label = f"fine-tune {name} {method} seed {seed}" if progress else None
             history = fit(network, data, training, seed, teacher, checkpoint=path, progress=label)
             save_weights(network, here.weights(entry["suite"], name, "finetune") / method / f"{seed}.pt")
@@ -67,3 +66,22 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     for path in checkpoints:
         path.unlink(missing_ok=True)
     return metrics
+
+
+def _pruned(here: Project, name: str, method: str, seed: int, data: Dataset) -> tuple[nn.Module, float, Path]:
+    """What the search left for a method and seed, its test accuracy, and where the checkpoint of its training lies."""
+    pruned = load(here.weights(here.entry("experiments", name)["suite"], name, "search") / method / str(seed))
+    network = pruned.network.to(data.device)
+    after_pruning = accuracy(network, data, data.test)
+    which = fingerprint(schedule(here, name), data.describe(), pruned.widths, after_pruning)
+    return network, after_pruning, here.checkpoint(name, "finetune", method, seed, which)
+
+
+def _ahead(name: str, root: Path, method: str, seed: int) -> None:
+    """One network trained in a process of its own; it stays in the checkpoint of its last epoch."""
+    here = project(root)
+    entry = here.entry("experiments", name)
+    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    network, _, path = _pruned(here, name, method, seed, data)
+    teacher = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
+    fit(network, data, schedule(here, name), seed, teacher, checkpoint=path, progress=None)

@@ -19,6 +19,7 @@ from rlprune.result import PruningResult, load
 from rlprune.search import prune
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, budgets, described, project
+from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset
 from rlprune.stages.record import fingerprint, write_results
 
@@ -47,25 +48,21 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     """Search with every method and seed of an experiment; write networks, metrics.json and history.csv.
 
     A stage that was killed goes on with the search that it was at; an agent's goes on from its last update.
+    ``$RLPRUNE_JOBS`` searches run side by side.
 
     Returns:
         the metrics written.
     """
     here = project(root)
     entry, chosen, limits = here.entry("experiments", name), settings(here, name), budgets(here, name)
+    side_by_side(_ahead, [(name, here.root, method, seed) for seed in entry["seeds"] for method in entry["methods"]])
     data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints = [], []
     for seed in entry["seeds"]:
         network = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
         for method in entry["methods"]:
-            which = fingerprint(weights_hash(network), data.describe(), entry["budgets"], chosen)
-            path = here.checkpoint(name, "search", method, seed, which)
-            finished = path.with_suffix("")
-            if not finished.exists():
-                result = _search(method, network, data, limits, chosen, seed, path, progress)
-                result.save(partial := finished.with_suffix(".partial"))
-                partial.rename(finished)
+            finished = _finished(here, name, method, seed, network, data, progress)
             result = load(finished)
             result.save(here.weights(entry["suite"], name, "search") / method / str(seed))
             outcome[method][str(seed)] = {
@@ -76,7 +73,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
                 "costs": _costs(result, network, data),
             }
             histories.append(result.history.assign(method=method, seed=seed))
-            checkpoints += [path, finished]
+            checkpoints += [finished.with_suffix(".pt"), finished]
     head = {
         "network": here.entry("baselines", entry["baseline"])["network"],
         "baseline": entry["baseline"],
@@ -88,6 +85,30 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     for path in checkpoints:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return metrics
+
+
+def _ahead(name: str, root: Path, method: str, seed: int) -> None:
+    """One search in a process of its own."""
+    here = project(root)
+    entry = here.entry("experiments", name)
+    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    network = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
+    _finished(here, name, method, seed, network, data, progress=False)
+
+
+def _finished(
+    here: Project, name: str, method: str, seed: int, network: nn.Module, data: Dataset, progress: bool
+) -> Path:
+    """The folder among the checkpoints with the result of one search, which is run unless it is there."""
+    chosen, limits = settings(here, name), budgets(here, name)
+    which = fingerprint(weights_hash(network), data.describe(), here.entry("experiments", name)["budgets"], chosen)
+    path = here.checkpoint(name, "search", method, seed, which)
+    finished = path.with_suffix("")
+    if not finished.exists():
+        result = _search(method, network, data, limits, chosen, seed, path, progress)
+        result.save(partial := finished.with_suffix(".partial"))
+        partial.rename(finished)
+    return finished
 
 
 def _search(

@@ -8,11 +8,19 @@ from rlprune import figures
 from rlprune.errors import InputError
 from rlprune.reports import report
 from rlprune.stages.common import project
+from rlprune.studies import report as report_studies
+
+STUDIES = "studies"  # of all studies there is one report, beside those of the suites
 
 
 def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
-    """Write ``reports/<suite>/``; return the results table."""
+    """Write ``reports/<suite>/``; return the results table (of the studies: what they have in common, their names)."""
     here = project(root)
+    if suite == STUDIES:
+        names = list(here.params.get(STUDIES) or {})
+        return pd.DataFrame(
+            {"study": list(report_studies(names, here.root / "reports" / STUDIES, here.root / "results"))}
+        )
     experiments = here.members(suite)
     return report(suite, experiments, here.root / "reports" / suite, results=here.root / "results")
 

@@ -1,0 +1,52 @@
+"""Runs of a stage side by side, each in a process of its own."""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from rlprune.errors import InputError
+
+
+def jobs() -> int:
+    """``$RLPRUNE_JOBS``, how many runs go side by side; 1 if it is not set.
+
+    Small networks leave cores idle: on a machine with two, two searches side by side with one thread each take
+    about five sixths of the time that they take one after the other.
+    """
+    given = os.environ.get("RLPRUNE_JOBS") or "1"
+    if not given.isdecimal() or int(given) < 1:
+        raise InputError(f"RLPRUNE_JOBS must be a whole number of at least 1, not {given!r}.")
+    return int(given)
+
+
+def threads() -> int:
+    """Threads that each of them has."""
+    return max(1, torch.get_num_threads() // jobs())
+
+
+def side_by_side(work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> None:
+    """Call ``work`` on every task, if `jobs` is more than 1; what it makes it leaves in files.
+
+    A stage calls this before its own loop, which then finds every run finished. With one job at a time the loop
+    does the work, without a second process.
+
+    Raises:
+        whatever a task raises; those that are at work are finished, the others are not begun.
+    """
+    count = jobs()
+    if count == 1:
+        return
+    # a forked process would inherit the locks of this one's threads
+    pool = ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (threads(),))
+    with pool:
+        futures = [pool.submit(work, *task) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -1,0 +1,175 @@
+"""Stage study: measurements that the search's own design rests on."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from rlprune.candidates import Candidates
+from rlprune.costs import Budget
+from rlprune.data import Dataset
+from rlprune.errors import InputError, one_of
+from rlprune.evaluate import Evaluator
+from rlprune.files import read_json, weights_hash, write_json
+from rlprune.front import pareto
+from rlprune.groups import trace
+from rlprune.peers.blind import LEAST
+from rlprune.result import load
+from rlprune.search import EPISODES_PER_UPDATE, prune
+from rlprune.stages.baseline import trained
+from rlprune.stages.common import Project, project
+from rlprune.stages.jobs import side_by_side
+from rlprune.stages.prepare import dataset
+from rlprune.stages.record import fingerprint, write_results
+from rlprune.training import Training, accuracy, fit
+
+Row = dict[str, Any]
+
+
+def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
+    """Make the measurements of an entry of ``studies``; write metrics.json and history.csv, a row per measurement.
+
+    Kinds of study:
+
+    - reward: ``candidates`` random networks within budget, each judged by every one of ``rewards`` (options of
+      `rlprune.evaluate.Evaluator`, the default's first) and then fine-tuned by ``training``. Does the reward
+      foretell the accuracy, and at what price in seconds?
+    - front: one search for all ``points`` of a cost with ``episodes`` evaluations in all, against a search for each
+      of ``budgets`` with its part of those.
+    - transfer: a search that begins with what an agent learned in the experiment ``begin``, against a fresh one.
+
+    A study that was killed goes on with the measurement that it was at; ``$RLPRUNE_JOBS`` are made side by side.
+
+    Returns:
+        the metrics written.
+    """
+    here = project(root)
+    entry = settings(here, name)
+    tasks = list(KINDS[entry["kind"]][0](entry))
+    side_by_side(_measured, [(name, here.root, task, False) for task in tasks])
+    found = [_measured(name, here.root, task, progress) for task in tasks]
+    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    head = {"network": here.entry("baselines", entry["baseline"])["network"], "study": entry}
+    rows = pd.DataFrame([row for _, rows in found for row in rows])
+    metrics = write_results(here.results("studies", name), data, head, {}, rows)
+    for path, _ in found:
+        path.unlink()
+    return metrics
+
+
+def settings(here: Project, name: str) -> Row:
+    """An entry of ``studies``, checked."""
+    entry = here.entry("studies", name)
+    one_of("kind of study", entry["kind"], KINDS)
+    for lacking in sorted(OWN[entry["kind"]] - set(entry)):
+        raise InputError(f"studies.{name} in params.yaml lacks {lacking!r}, which a study of this kind needs.")
+    _evaluation(here, entry)
+    if entry["kind"] == "reward":
+        Training.of(entry["training"])
+    if entry["kind"] == "transfer":
+        here.entry("experiments", entry["begin"])
+    if entry["kind"] == "front":
+        list(_searches(entry))
+    return entry
+
+
+def _measured(name: str, root: Path, task: Row, progress: bool) -> tuple[Path, list[Row]]:
+    """The rows of one measurement, which is made unless its checkpoint is there."""
+    here = project(root)
+    entry = here.entry("studies", name)
+    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    network = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
+    which = fingerprint(weights_hash(network), data.describe(), entry, _evaluation(here, entry), task)
+    path = here.checkpoint(name, "study", which).with_suffix(".json")
+    if not path.exists():
+        write_json(
+            path, [{**task, **row} for row in KINDS[entry["kind"]][1](here, entry, task, network, data, progress)]
+        )
+    return path, read_json(path)
+
+
+def _evaluation(here: Project, entry: Row) -> Row:
+    """The criterion and the evaluator's options of the entry's suite."""
+    suite = here.entry("suites", entry["suite"])["search"]
+    return {key: suite[key] for key in ("criterion", "evaluation") if key in suite}
+
+
+def _candidates(entry: Row) -> Iterator[Row]:
+    yield from ({"candidate": number} for number in range(entry["candidates"]))
+
+
+def _reward(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+    """One random network: its reward by every option, the seconds that each took, its accuracy after training."""
+    groups = trace(network, data.example)
+    given = _evaluation(here, entry)
+    evaluators = {
+        label: Evaluator(network, groups, data, **{**given.get("evaluation", {}), **changes})
+        for label, changes in entry["rewards"].items()
+    }
+    budgets = [Budget(cost, share) for cost, share in entry["budgets"].items()]
+    sample = next(iter(evaluators.values())).sample
+    candidates = Candidates(network, groups, data.example, budgets, given.get("criterion", "magnitude"), sample)
+    draw = np.random.default_rng([entry["seeds"][0], task["candidate"]])
+    widths = candidates.fit(draw.uniform(LEAST, 1, len(groups)), "scale")
+    masks = candidates.masks(widths)
+    row: Row = {"widths": " ".join(map(str, widths))}
+    for label, evaluator in evaluators.items():
+        start = time.perf_counter()
+        row[label] = evaluator(masks)
+        row[f"{label} seconds"] = time.perf_counter() - start
+    slim = next(iter(evaluators.values())).candidate(masks)
+    label = f"candidate {task['candidate']}" if progress else None
+    fit(slim, data, Training.of(entry["training"]), entry["seeds"][0], progress=label)
+    return [{**row, "accuracy": accuracy(slim, data, data.validation)}]
+
+
+def _searches(entry: Row) -> Iterator[Row]:
+    (shares,) = entry["budgets"].values()
+    if entry["episodes"] % len(shares):
+        raise InputError(f"The {entry['episodes']} episodes of a front must divide by its {len(shares)} budgets.")
+    for seed in entry["seeds"]:
+        yield {"search": "front", "seed": seed}
+        yield from ({"search": "separate", "seed": seed, "budget": 100 * share} for share in shares)
+
+
+def _front(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+    """The networks that one search returns: budget and cost in percent of the unpruned network's, reward."""
+    ((cost, shares),) = entry["budgets"].items()
+    how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry)}
+    if task["search"] == "front":
+        # the last evaluation at each point is one of those that it is given
+        rounds = (entry["episodes"] - len(entry["points"])) // EPISODES_PER_UPDATE
+        front = pareto(network, data.example, cost, data, rounds * EPISODES_PER_UPDATE, entry["points"], **how)
+        return front.table.assign(evaluations=len(front.history)).to_dict("records")
+    episodes = entry["episodes"] // len(shares)
+    result = prune(network, data.example, [Budget(cost, task["budget"] / 100)], data, episodes, **how)
+    percent = 100 * next(iter(result.costs.values()))["share"]
+    return [{"cost": percent, "reward": result.reward, "evaluations": result.evaluations}]
+
+
+def _beginnings(entry: Row) -> Iterator[Row]:
+    for seed in entry["seeds"]:
+        yield {"search": "fresh", "seed": seed}
+        yield {"search": "continued", "seed": seed}
+
+
+def _transfer(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+    """A row per evaluation: reward, and the best so far."""
+    begin = None
+    if task["search"] == "continued":
+        learned = here.entry("experiments", entry["begin"])["suite"], entry["begin"], "search", "layerwise"
+        begin = load(here.weights(*learned) / str(task["seed"]))
+    budgets = [Budget(cost, share) for cost, share in entry["budgets"].items()]
+    how = {"seed": task["seed"], "begin": begin, "progress": progress, **_evaluation(here, entry)}
+    result = prune(network, data.example, budgets, data, entry["episodes"], **how)
+    return result.history[["episode", "reward", "best", "seconds"]].to_dict("records")
+
+
+KINDS = {"reward": (_candidates, _reward), "front": (_searches, _front), "transfer": (_beginnings, _transfer)}
+# what an entry of each kind has beside that of every study
+OWN = {"reward": {"candidates", "rewards", "training"}, "front": {"episodes", "points"}}
+OWN["transfer"] = {"episodes", "begin"}

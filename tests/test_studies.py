@@ -1,0 +1,200 @@
+"""Studies: their stage for real on digits, and tables whose numbers are known."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlprune import studies
+from rlprune.errors import InputError
+from rlprune.stages import baseline, check, prepare, search, study, tables
+
+COMMON = {"needs": "results/data/digits.json", "suite": "tiny", "baseline": "small", "seeds": [0]}
+TINY = {
+    "datasets": {"digits": {"validation": 0.2, "seed": 0}},
+    "suites": {
+        "tiny": {
+            "baseline": {"epochs": 1, "batch_size": 64, "learning_rate": 0.05},
+            "search": {"episodes": 10, "evaluation": {"images": 60, "recalibration": 60}},
+            "finetune": {"epochs": 1, "batch_size": 64},
+        }
+    },
+    "baselines": {"small": {"suite": "tiny", "dataset": "digits", "network": "resnet20", "seeds": [0]}},
+    "experiments": {
+        "first": {
+            "suite": "tiny",
+            "baseline": "small",
+            "budgets": {"parameters": 0.2},
+            "methods": ["layerwise"],
+            "seeds": [0],
+        }
+    },
+    "studies": {
+        "reward": {
+            **COMMON,
+            "kind": "reward",
+            "budgets": {"parameters": 0.3},
+            "candidates": 3,
+            "rewards": {"default": {}, "raw": {"recalibration": 0}},
+            "training": {"epochs": 1, "batch_size": 64},
+        },
+        "front": {
+            **COMMON,
+            "kind": "front",
+            "budgets": {"parameters": [0.2, 0.5]},
+            "points": [0.2, 0.3, 0.5],
+            "episodes": 40,
+        },
+        "transfer": {**COMMON, "kind": "transfer", "budgets": {"macs": 0.3}, "episodes": 10, "begin": "first"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    (folder / "params.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    prepare.run("digits", folder)
+    baseline.run("small", folder, progress=False)
+    search.run("first", folder, progress=False)
+    return folder
+
+
+def rows(folder, name):
+    return pd.read_csv(folder / "results/studies" / name / "history.csv")
+
+
+def test_reward_study_judges_and_trains_every_candidate(here, monkeypatch):
+    trained, fit = [], study.fit
+
+    def stop_at_third(*args, **more):
+        trained.append(1)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return fit(*args, **more)
+
+    monkeypatch.setattr(study, "fit", stop_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        study.run("reward", here, progress=False)
+    assert not (here / "results/studies/reward").exists()
+    metrics = study.run("reward", here, progress=False)
+    assert len(trained) == 4  # the first two were not made again
+    assert metrics["study"] == TINY["studies"]["reward"]
+    assert not list((here / "checkpoints").iterdir())
+    found = rows(here, "reward")
+    assert found["candidate"].tolist() == [0, 1, 2]
+    assert found["widths"].nunique() == 3
+    assert found[["default", "raw", "accuracy"]].stack().between(0, 100).all()
+    assert (found[["default seconds", "raw seconds"]] > 0).all(axis=None)
+
+
+def test_front_study_spends_equal_evaluations(here):
+    study.run("front", here, progress=False)
+    found = rows(here, "front")
+    spent = found.groupby("search")["evaluations"]
+    assert spent.first()["front"] <= 40  # rounded down to whole updates, the last looks at its points among them
+    assert spent.first()["front"] > 40 - 10
+    assert spent.sum()["separate"] == 40
+    assert (found["cost"] <= found["budget"]).all()
+    assert sorted(found.loc[found["search"] == "separate", "budget"]) == [20, 50]
+    assert len(found[found["search"] == "front"]) == 3
+
+
+def test_transfer_study_continues_the_experiments_agent(here):
+    study.run("transfer", here, progress=False)
+    found = rows(here, "transfer")
+    first = {search: part["reward"].tolist() for search, part in found.groupby("search")}
+    assert len(first["fresh"]) == len(first["continued"]) == 10
+    assert first["fresh"] != first["continued"]
+
+
+def test_report_holds_what_has_been_run_and_names_what_has_not(here, tmp_path):
+    for name in ("reward", "front", "transfer"):
+        if not (here / "results/studies" / name).exists():
+            study.run(name, here, progress=False)
+    params = json.loads(json.dumps(TINY))
+    params["studies"]["later"] = params["studies"]["reward"]
+    (here / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    assert check.run(here)
+    assert tables.run("studies", here)["study"].tolist() == ["reward", "front", "transfer"]
+    text = (here / "reports/studies/README.md").read_text()
+    assert "Not run yet: `dvc repro study@later`" in text
+    for name in ("reward", "front", "transfer"):
+        assert (here / f"reports/studies/{name}.png").stat().st_size > 5000
+        assert f"![{name}]({name}.png)" in text
+
+
+def test_reward_table_finds_the_better_foreteller():
+    draw = np.random.default_rng(0)
+    accuracy = draw.uniform(60, 80, 50)
+    history = pd.DataFrame({"accuracy": accuracy, "good": accuracy**3, "noise": draw.uniform(0, 1, 50)})
+    history["good seconds"], history["noise seconds"] = 2.0, 1.0
+    good, noise = studies.reward_table(history).itertuples()
+    assert good.rank_correlation == pytest.approx(1)
+    assert (good.low, good.high) == pytest.approx((1, 1))
+    assert abs(noise.rank_correlation) < 0.4
+    assert noise.low < noise.rank_correlation < noise.high
+    assert (good.seconds, noise.seconds) == (2, 1)
+
+
+def test_front_table_compares_at_the_same_budgets_and_with_all_points():
+    row = {"seed": 3, "evaluations": 1}
+    history = pd.DataFrame(
+        [
+            {**row, "search": "separate", "budget": 10, "cost": 10, "reward": 50},
+            {**row, "search": "separate", "budget": 40, "cost": 40, "reward": 90},
+            {**row, "search": "front", "budget": 10, "cost": 10, "reward": 50},
+            {**row, "search": "front", "budget": 20, "cost": 20, "reward": 75},
+            {**row, "search": "front", "budget": 40, "cost": 40, "reward": 80},
+        ]
+    )
+    (row,) = studies.front_table(history).itertuples()
+    separate, front = 50 * math.log(4) + 90 * math.log(2.5), (50 + 75) * math.log(2) + 80 * math.log(2.5)
+    assert row.separate == pytest.approx(separate)
+    assert row.ratio == pytest.approx(front / separate)
+    assert row.ratio_at_same == pytest.approx((50 * math.log(4) + 80 * math.log(2.5)) / separate)
+
+
+def test_transfer_table_says_when_the_goal_is_reached():
+    best = {"fresh": [10, 20, 60], "continued": [50, 61, 70]}
+    parts = [
+        pd.DataFrame({"search": s, "seed": 0, "episode": [1, 2, 3], "best": best[s]}) for s in ("fresh", "continued")
+    ]
+    (row,) = studies.transfer_table(pd.concat(parts)).itertuples()
+    assert (row.evaluations, row.fresh, row.continued, row.needed) == (3, 60, 70, 2)
+    parts[1]["best"] = [1, 2, 3]
+    assert studies.transfer_table(pd.concat(parts))["needed"].isna().all()
+
+
+@given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 100)), min_size=1, max_size=6), st.floats(1, 100))
+def test_hypervolume_counts_what_some_point_dominates(points, most):
+    grid = np.linspace(math.log(1), math.log(most), 4001)
+    best = [max((r for c, r in points if math.log(c) <= x), default=0) for x in (grid[1:] + grid[:-1]) / 2]
+    expected = sum(best) * (grid[1] - grid[0])
+    assert studies.hypervolume(points, most, 0) == pytest.approx(expected, abs=0.3 * len(points))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("reward", {"kind": "magic"}, "Unknown kind of study 'magic'"),
+        ("reward", {"candidate": 3}, "unknown key 'candidate'"),
+        ("front", {"episodes": 41}, "must divide by its 2 budgets"),
+        ("reward", {"suite": "none"}, "Unknown suite 'none'"),
+        ("transfer", {"begin": "second"}, "Unknown experiment 'second'"),
+        ("reward", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
+        ("front", {"points": None}, "lacks 'points'"),
+    ],
+)
+def test_bad_entry_is_one_sentence_before_any_work(tmp_path, name, change, fault):
+    params = json.loads(json.dumps(TINY))
+    params["studies"][name].update(change)
+    params["studies"][name] = {key: value for key, value in params["studies"][name].items() if value is not None}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    with pytest.raises(InputError, match=fault):
+        check.run(tmp_path)
