@@ -12,6 +12,7 @@ STAGES = {
     "baseline": "train a network",
     "search": "search for what to prune",
     "finetune": "fine-tune what the search left",
+    "peers": "prune by other papers' methods and fine-tune",
     "study": "measure what the search's own design rests on",
     "tables": "draw a suite's report from its result files",
 }

@@ -338,10 +338,12 @@ def record(
     )
 
 
-def single(candidates: Candidates, evaluator: Evaluator, widths: list[int], method: str) -> PruningResult:
-    """The result of a method that decides at once and evaluates only what it decided."""
+def single(
+    candidates: Candidates, evaluator: Evaluator, widths: list[int], method: str, scores: list[Tensor] | None = None
+) -> PruningResult:
+    """The result of a method that decides at once and evaluates only what it decided; see `Decision`."""
     start = time.perf_counter()
-    masks = candidates.masks(widths)
+    masks = candidates.masks(widths, scores)
     reward = evaluator(masks)
     share = float((torch.tensor(widths) / torch.as_tensor(candidates.sizes)).mean())
     seconds = time.perf_counter() - start
@@ -349,4 +351,4 @@ def single(candidates: Candidates, evaluator: Evaluator, widths: list[int], meth
     for budget, percent in zip(candidates.budgets, 100 * candidates.costs(widths) / candidates.unpruned, strict=True):
         row[budget.name] = percent
     row["seconds"] = seconds
-    return finish(candidates, [Decision(reward, widths)], evaluator, [row], 1, seconds, method)
+    return finish(candidates, [Decision(reward, widths, scores)], evaluator, [row], 1, seconds, method)

@@ -29,7 +29,7 @@ from rlprune.tables import (
     results_table,
 )
 
-__all__ = ["accuracy_against_parameters", "limits", "load_results", "markdown", "results_table", "save"]
+__all__ = ["accuracy_against", "limits", "load_results", "markdown", "results_table", "save"]
 __all__ += ["before_and_after", "search_curves", "search_progress", "training_curves", "widths"]
 
 _BUDGETS = ["#117733", "#aa4499", "#b8860b", "#332288", "#cc6677"]
@@ -235,14 +235,16 @@ def training_curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def accuracy_against_parameters(table: pd.DataFrame) -> Figure:
-    """Accuracy after fine-tuning against the parameters kept, one panel per dataset and network.
+def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
+    """Accuracy after fine-tuning against what is kept of a cost, one panel per dataset and network.
 
     The dotted line is the unpruned network; error bars are ± one standard deviation over seeds.
 
     Args:
         table: of `results_table`.
+        cost: "parameters" or "macs", or another that has a budget.
     """
+    share = f"{cost}_percent"
     panels = list(table.groupby(["dataset", "network"], sort=True))
     methods = sorted(set(table["method"]), key=method_rank)
     columns = min(2, len(panels))
@@ -256,18 +258,18 @@ def accuracy_against_parameters(table: pd.DataFrame) -> Figure:
         for axis, ((dataset, network), part) in zip(grid.flat, panels, strict=False):
             axis.axhline(part["accuracy_before"].mean(), color="black", linestyle=":", linewidth=1)
             kind = part["budget"].str.replace(r"[\d.]+", "", regex=True)  # a line joins budgets on the same cost
-            for (method, _), points in part.sort_values("parameters_percent").groupby(["method", kind], sort=False):
-                x, y, spread = (points[c] for c in ("parameters_percent", "accuracy", "accuracy_std"))
+            for (method, _), points in part.sort_values(share).groupby(["method", kind], sort=False):
+                x, y, spread = (points[c] for c in (share, "accuracy", "accuracy_std"))
                 colour, marker = method_style(method)
                 axis.errorbar(x, y, spread, capsize=2, color=colour, marker=marker, **look)
-            least, most = part["parameters_percent"].min(), part["parameters_percent"].max()
+            least, most = part[share].min(), part[share].max()
             room = max(1.25, 2 * (least / most) ** 0.5)  # shows at least a factor of four
             axis.set(xscale="log", xlim=(least / room, most * room))
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.xaxis.set_minor_locator(NullLocator())
             title = f"{network_label(network)} on {dataset}"
-            finish(axis, title, "Accuracy after\nfine-tuning (%)", "Parameters kept (%)")
+            finish(axis, title, "Accuracy after\nfine-tuning (%)", f"{cost_label(cost, capital=True)} kept (%)")
         handles = [key(method_label(m), method_style(m)[0], marker=method_style(m)[1], **look) for m in methods]
         handles.append(key("Unpruned", "black", linestyle=":", linewidth=1))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))

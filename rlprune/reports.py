@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from rlprune.figures import accuracy_against_parameters, save, search_curves, search_progress, training_curves, widths
-from rlprune.tables import limits, load_results, page, results_table
+from rlprune.figures import accuracy_against, save, search_curves, search_progress, training_curves, widths
+from rlprune.margins import agents_margins, extras, spreads
+from rlprune.tables import COUNTED, limits, load_results, page, results_table
 
-_OURS = re.compile(r"results\.(csv|md)|(accuracy_against_parameters|(curves|progress|widths|training)_.+)\.(png|svg)")
+_OURS = re.compile(r"(results|margins)\.(csv|md)|(accuracy_against_.+|(curves|progress|widths|training)_.+)\.(png|svg)")
 
 
 def report(suite: str, experiments: Sequence[str], folder: str | Path, results: str | Path = "results") -> pd.DataFrame:
-    """Write the table and every figure of some experiments: results.csv, results.md and, as PNG and SVG,
-    accuracy_against_parameters, curves_, progress_ and widths_<experiment>, and training_<baseline>.
+    """Write the table and every figure of some experiments: results.csv, results.md, margins.csv and, as PNG and SVG,
+    accuracy_against_<cost>, curves_, progress_ and widths_<experiment>, and training_<baseline>.
 
     All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
     Figures of an earlier report go; files that no report writes stay. Curves and
@@ -35,7 +36,10 @@ def report(suite: str, experiments: Sequence[str], folder: str | Path, results: 
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
-        save(accuracy_against_parameters(table), partial / "accuracy_against_parameters")
+        for cost in COUNTED:
+            save(accuracy_against(table, cost), partial / f"accuracy_against_{cost}")
+        if len(margins := agents_margins(loaded)):
+            margins.round(4).to_csv(partial / "margins.csv", index=False, lineterminator="\n")
         for name, baseline in loaded.baselines.items():
             save(training_curves(baseline.history), partial / f"training_{name}")
         for name, search in loaded.searches.items():
@@ -43,7 +47,7 @@ def report(suite: str, experiments: Sequence[str], folder: str | Path, results: 
             if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
                 save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
                 save(search_progress(search.history), partial / f"progress_{name}")
-        text = page(loaded, table, {file.name for file in partial.iterdir()})
+        text = page(loaded, table, {file.name for file in partial.iterdir()}, spreads(margins) + extras(loaded))
         (partial / "results.md").write_text(text, encoding="utf-8")
         folder.mkdir(exist_ok=True)
         for stale in [file for file in folder.iterdir() if _OURS.fullmatch(file.name)]:

@@ -37,6 +37,7 @@ METHODS = {
     "taylor": ("Taylor", "#cc6677", "d"),
 }
 _OTHERS = [("#44aa99", "8"), ("#a05a2c", "H"), ("#b0578d", "o"), ("#2b7a78", "s")]
+COUNTED = ("parameters", "macs")  # of every network, whatever its budgets
 COSTS = {"macs": "MACs", "peak_memory": "peak memory", "onnx_bytes": "ONNX bytes"}  # names that read badly as they are
 
 _HEAD = ["dataset", "source", "sha256", "network", "device", "versions"]
@@ -173,8 +174,8 @@ def markdown(table: pd.DataFrame) -> str:
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def page(results: Results, table: pd.DataFrame, files: Collection[str]) -> str:
-    """The report as Markdown: where the numbers come from, the table, and the figures among ``files``."""
+def page(results: Results, table: pd.DataFrame, files: Collection[str], more: Sequence[str] = ()) -> str:
+    """The report as Markdown: where the numbers come from, the table, ``more`` lines, the figures among ``files``."""
     stages = [*results.baselines.values(), *results.searches.values(), *results.finetunes.values()]
     heads = [stage.metrics for stage in stages]
     images = ("train_images", "validation_images", "test_images")
@@ -200,8 +201,9 @@ def page(results: Results, table: pd.DataFrame, files: Collection[str]) -> str:
         "Accuracies in percent of the test images; ± is the standard deviation over seeds. Pruned: after pruning and "
         "recalibration of the batch norm, before fine-tuning. Bold: the best per network and budget. Evaluations and "
         "times are per seed.",
+        *more,
     ]
-    shown = [("accuracy_against_parameters", "Accuracy after fine-tuning against parameters kept")]
+    shown = [(f"accuracy_against_{c}", f"Accuracy after fine-tuning against {cost_label(c)} kept") for c in COUNTED]
     for name, search in results.searches.items():
         what = f"{network_label(search.metrics['network'])}, {budget_label(search.metrics['budgets'])}"
         parts = {"curves": "the search", "progress": "best within budget by evaluations", "widths": "filters"}

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from rlprune import figures, plotting, reports, tables
+from rlprune import figures, margins, plotting, reports, tables
 from rlprune.errors import InputError
 
 LAYERS = {f"features.{3 * i}": size for i, size in enumerate([64, 128, 256, 256, 512, 512, 512, 512])}
@@ -201,10 +201,15 @@ def test_absolute_budget_in_percent_of_the_unpruned():
 
 def test_report_writes_every_file_and_removes_stale_figures(reported):
     folder, table = reported
-    stems = ["accuracy_against_parameters", "training_digits_vgg11"]
+    stems = ["accuracy_against_parameters", "accuracy_against_macs", "training_digits_vgg11"]
     stems += [f"{figure}_digits_vgg11_10" for figure in ("curves", "progress", "widths")]
     expected = {f"{stem}.{suffix}" for stem in stems for suffix in ("png", "svg")}
-    assert {file.name for file in folder.iterdir()} == expected | {"results.csv", "results.md", "notes.txt"}
+    assert {file.name for file in folder.iterdir()} == expected | {
+        "results.csv",
+        "results.md",
+        "margins.csv",
+        "notes.txt",
+    }
     assert not list(folder.parent.glob(".reports*"))
     pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), table.round(4), check_dtype=False)
     page = (folder / "results.md").read_text()
@@ -348,10 +353,10 @@ def test_widths_of_forty_layers_do_not_overlap():
     assert all(a.x1 <= b.x0 for a, b in pairwise(boxes))
 
 
-def test_accuracy_against_parameters(root):
+def test_accuracy_against_a_cost(root):
     table = tables.results_table(load(root, "digits_vgg11_10"))
     both = pd.concat([table, table.assign(network="resnet18", accuracy_std=np.nan)])
-    figure = figures.accuracy_against_parameters(both)
+    figure = figures.accuracy_against(both)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["ResNet-18 on digits", "VGG-11 on digits"]
     axis = figure.axes[1]
     assert axis.get_xscale() == "log"
@@ -359,6 +364,42 @@ def test_accuracy_against_parameters(root):
     assert points == {(9.9, 99.0), (9.9, 97.0)}
     bars = [segment for c in axis.containers for segment in c.lines[2][0].get_segments()]
     assert sorted(bar[:, 1].tolist() for bar in bars) == [[96, 98], [98, 100]]
+
+    against_macs = figures.accuracy_against(both, "macs").axes[1]
+    assert {round(c.lines[0].get_xydata()[0][0], 6) for c in against_macs.containers} == {25.0}
+    assert "MACs" in against_macs.get_xlabel()
+
+
+def test_margins_are_taken_seed_by_seed_and_told_from_the_spread(tmp_path):
+    name = make(tmp_path, methods=("layerwise", "uniform"), seeds=(0, 1, 2))  # accuracies 98, 99, 100 and 2 less
+    file = tmp_path / "quick" / name / "finetune" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    for seed, accuracy in {"0": 96.5, "1": 97.0, "2": 97.5}.items():
+        metrics["methods"]["uniform"][seed]["accuracy"] = accuracy
+    file.write_text(json.dumps(metrics))
+    reward, accuracy = margins.agents_margins(load(tmp_path, name)).itertuples()
+    assert (reward.quantity, reward.difference, reward.standard_error) == ("reward", 0, 0)
+    assert (accuracy.agent, accuracy.other, accuracy.seeds) == ("layerwise", "uniform", 3)
+    assert accuracy.difference == pytest.approx(2.0)
+    assert accuracy.standard_error == pytest.approx(0.5 / 3**0.5)  # of 1.5, 2 and 2.5
+    lines = margins.spreads(margins.agents_margins(load(tmp_path, name)))
+    assert "| Uniform widths | **+2.00 ± 0.29** |" in lines
+    assert "| Uniform widths | +0.00 ± 0.00 |" in lines
+    assert margins.spreads(margins.agents_margins(load(tmp_path, make(tmp_path, "one", seeds=(0,))))) == []
+
+
+def test_what_only_some_methods_have_stands_beside_the_table(tmp_path):
+    name = make(tmp_path, methods=("smof", "prunetrain", "uniform"))
+    assert margins.extras(load(tmp_path, name)) == []
+    file = tmp_path / "quick" / name / "search" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["methods"]["smof"]["0"]["kernels"] = {"1×1": 3, "3×3": 5}
+    metrics["methods"]["prunetrain"]["0"]["training_macs"] = {"value": 3e12, "dense": 5e12}
+    file.write_text(json.dumps(metrics))
+    reports.report("quick", [name], tmp_path / "reports", tmp_path)
+    page = (tmp_path / "reports/results.md").read_text()
+    assert "SMOF, seed 0: kernels 3 of 1×1, 5 of 3×3." in page
+    assert "PruneTrain, seed 0: 60.0 % of the MACs" in page
 
 
 def test_progress_is_the_mean_of_the_best_with_its_confidence_interval():

@@ -70,10 +70,12 @@ def _ranked(
     seed: int,
     options: dict[str, Any],
 ) -> PruningResult:
-    candidates, evaluator = judged(network, example_input, budgets, data, seed, **{**options, "criterion": criterion})
+    # the criterion that an experiment gives to all its methods has no say here
+    options = {key: value for key, value in options.items() if key != "criterion"}
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
     # a norm grows with a filter's inputs: only within its group does it say something; the others compare as they are
     values = scores(network, candidates.groups, criterion, evaluator.sample, relative=criterion == "magnitude")
-    return single(candidates, evaluator, thresholded(candidates, values), criterion)
+    return single(candidates, evaluator, thresholded(candidates, values), criterion, values)
 
 
 def thresholded(candidates: Candidates, values: Sequence[Tensor]) -> list[int]:

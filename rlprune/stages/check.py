@@ -5,7 +5,7 @@ from pathlib import Path
 from rlprune.errors import InputError, one_of
 from rlprune.networks import check_name
 from rlprune.sources import NAMES as DATASETS
-from rlprune.stages import baseline, finetune, search, study
+from rlprune.stages import baseline, finetune, peers, search, study
 from rlprune.stages.common import budgets, project
 
 
@@ -19,7 +19,9 @@ def run(root: str | Path | None = None) -> str:
     for name in here.params.get("datasets") or {}:
         one_of("dataset", name, DATASETS)
         here.entry("datasets", name)
-    baselines, experiments = here.params.get("baselines") or {}, here.params.get("experiments") or {}
+    baselines, experiments = here.params.get("baselines") or {}, here.experiments
+    if twice := sorted(set(here.params.get("experiments") or {}) & set(here.params.get("comparisons") or {})):
+        raise InputError(f"{twice[0]!r} in params.yaml is among experiments and comparisons: rename one of them.")
     for name in baselines:
         entry = here.entry("baselines", name)
         check_name(entry["network"])
@@ -34,7 +36,9 @@ def run(root: str | Path | None = None) -> str:
                 f"experiments.{name} wants the seeds {wanted} of baseline {entry['baseline']}, which is trained with "
                 f"{seeds} only: add the missing ones there, or name one as baseline_seed."
             )
-        search.settings(here, name)
+        search.settings(
+            here, name, peers.METHODS if name in (here.params.get("comparisons") or {}) else search.REFERENCES
+        )
         budgets(here, name)
         finetune.schedule(here, name)
     for name in here.params.get("studies") or {}:

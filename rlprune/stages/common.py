@@ -50,7 +50,7 @@ class Project:
         Raises:
             InputError: unknown name, or a key that is missing or unknown.
         """
-        entries = self.params.get(group) or {}
+        entries = self.experiments if group == "experiments" else self.params.get(group) or {}
         one_of({"studies": "study"}.get(group, group[:-1]), name, entries)
         entry = entries[name] or {}
         missing = sorted(REQUIRED[group] - set(entry))
@@ -63,6 +63,11 @@ class Project:
         if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
             raise InputError(f"{group}.{name}.seeds in params.yaml must be a list of whole numbers, not {seeds!r}.")
         return entry
+
+    @property
+    def experiments(self) -> dict[str, Any]:
+        """The experiments, those with peers among them."""
+        return {**(self.params.get("experiments") or {}), **(self.params.get("comparisons") or {})}
 
     def results(self, *place: str) -> Path:
         """Folder of a metrics.json and history.csv: suite, experiment, stage; or "baselines", name."""
@@ -83,7 +88,7 @@ class Project:
     def members(self, suite: str) -> list[str]:
         """Names of the experiments of a suite."""
         one_of("suite", suite, self.params.get("suites") or {})
-        return [name for name, entry in (self.params.get("experiments") or {}).items() if entry["suite"] == suite]
+        return [name for name, entry in self.experiments.items() if entry["suite"] == suite]
 
 
 def budgets(here: Project, name: str) -> list[Budget]:

@@ -2,19 +2,24 @@
 
 import inspect
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from rlprune import costs, peers
+from rlprune import costs
 from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.env import ACTIONS
 from rlprune.errors import one_of
 from rlprune.files import weights_hash
+from rlprune.peers.blind import evolution, random
+from rlprune.peers.paper import paper_coarse, paper_fine
+from rlprune.peers.ranked import batchnorm, magnitude, taylor
+from rlprune.peers.uniform import uniform
 from rlprune.result import PruningResult, load
 from rlprune.search import prune
 from rlprune.stages.baseline import trained
@@ -23,46 +28,60 @@ from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset
 from rlprune.stages.record import fingerprint, write_results
 
-PEERS: dict[str, Callable[..., PruningResult]] = {name: getattr(peers, name) for name in peers.__all__}
-METHODS = [*ACTIONS, *PEERS]
-# what every method takes; the rest is the agent's
+Method = Callable[..., PruningResult]
+# what an agent is compared with here; the peers have a stage of their own, so that an edit of one leaves this one's
+# results as they are
+REFERENCES: dict[str, Method] = {
+    method.__name__: method
+    for method in (random, evolution, uniform, magnitude, batchnorm, taylor, paper_coarse, paper_fine)
+}
+# what every method takes, what only the agents do, and what the stage itself sees to
 SHARED = {"criterion", "evaluation", "minimum", "multiple", "exclude"}
+AGENTS = {"fit_budget", "agent", "imagined"}
+GIVEN = {"network", "example_input", "budgets", "data", "seed", "action", "checkpoint", "progress", "options"}
 
 
-def settings(here: Project, name: str) -> dict[str, Any]:
-    """An experiment's search settings: the suite's, with the entry's own changes."""
+def settings(here: Project, name: str, others: Mapping[str, Method] = REFERENCES) -> dict[str, Any]:
+    """An experiment's search settings: the suite's, with the entry's own changes.
+
+    Under ``options`` they may hold further arguments by method.
+    """
     entry = here.entry("experiments", name)
     suite = here.entry("suites", entry["suite"])
     chosen = {**suite["search"], **entry.get("search", {})}
-    known = SHARED | {"episodes", "fit_budget", "agent", "imagined", "paper"}
     for key in chosen:
-        one_of("search parameter", key, sorted(known))
-    for key in chosen.get("paper", {}):  # of the published searches alone: their length, the images that judge
-        one_of("parameter of the published search", key, ["episodes", "images"])
-    for method in entry["methods"]:
-        one_of("method", method, METHODS)
+        one_of("search parameter", key, sorted(SHARED | AGENTS | {"episodes", "options"}))
+    for method in [*entry["methods"], *chosen.get("options", {})]:
+        one_of("method", method, [*ACTIONS, *others])
+    for method, given in chosen.get("options", {}).items():
+        takes = set(inspect.signature(others.get(method, prune)).parameters) - GIVEN
+        for key in given:
+            one_of(f"option of {method}", key, sorted(takes))
     return chosen
 
 
-def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
+def run(
+    name: str, root: str | Path | None = None, progress: bool = True, others: Mapping[str, Method] = REFERENCES
+) -> dict[str, Any]:
     """Search with every method and seed of an experiment; write networks, metrics.json and history.csv.
 
     A stage that was killed goes on with the search that it was at; an agent's goes on from its last update.
-    ``$RLPRUNE_JOBS`` searches run side by side.
+    ``$RLPRUNE_JOBS`` searches run side by side. ``others`` are the methods beside the agents, by name.
 
     Returns:
         the metrics written.
     """
     here = project(root)
-    entry, chosen, limits = here.entry("experiments", name), settings(here, name), budgets(here, name)
-    side_by_side(_ahead, [(name, here.root, method, seed) for seed in entry["seeds"] for method in entry["methods"]])
+    entry, chosen, limits = here.entry("experiments", name), settings(here, name, others), budgets(here, name)
+    runs = [(seed, method) for seed in entry["seeds"] for method in entry["methods"]]
+    side_by_side(_ahead, [(name, here.root, method, seed, others) for seed, method in runs])
     data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints = [], []
     for seed in entry["seeds"]:
         network = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
         for method in entry["methods"]:
-            finished = _finished(here, name, method, seed, network, data, progress)
+            finished = _finished(here, name, method, seed, others, network, data, progress)
             result = load(finished)
             result.save(here.weights(entry["suite"], name, "search") / method / str(seed))
             outcome[method][str(seed)] = {
@@ -71,6 +90,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
                 "seconds": result.seconds,
                 "widths": result.widths,
                 "costs": _costs(result, network, data),
+                **_extras(result, network),
             }
             histories.append(result.history.assign(method=method, seed=seed))
             checkpoints += [finished.with_suffix(".pt"), finished]
@@ -81,31 +101,41 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         "search": chosen,
     }
     folder = here.results(entry["suite"], name, "search")
-    metrics = write_results(folder, data, head, {"methods": outcome}, pd.concat(histories))
+    history = pd.concat(histories)
+    lacking = [column for column in ("episode", "steps", "reward", "best") if column not in history]
+    history[lacking] = float("nan")  # where no method tries candidates one after the other
+    metrics = write_results(folder, data, head, {"methods": outcome}, history)
     for path in checkpoints:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return metrics
 
 
-def _ahead(name: str, root: Path, method: str, seed: int) -> None:
+def _ahead(name: str, root: Path, method: str, seed: int, others: Mapping[str, Method]) -> None:
     """One search in a process of its own."""
     here = project(root)
     entry = here.entry("experiments", name)
     data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
     network = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
-    _finished(here, name, method, seed, network, data, progress=False)
+    _finished(here, name, method, seed, others, network, data, progress=False)
 
 
 def _finished(
-    here: Project, name: str, method: str, seed: int, network: nn.Module, data: Dataset, progress: bool
+    here: Project,
+    name: str,
+    method: str,
+    seed: int,
+    others: Mapping[str, Method],
+    network: nn.Module,
+    data: Dataset,
+    progress: bool,
 ) -> Path:
     """The folder among the checkpoints with the result of one search, which is run unless it is there."""
-    chosen, limits = settings(here, name), budgets(here, name)
+    chosen, limits = settings(here, name, others), budgets(here, name)
     which = fingerprint(weights_hash(network), data.describe(), here.entry("experiments", name)["budgets"], chosen)
     path = here.checkpoint(name, "search", method, seed, which)
     finished = path.with_suffix("")
     if not finished.exists():
-        result = _search(method, network, data, limits, chosen, seed, path, progress)
+        result = _search(method, others, network, data, limits, chosen, seed, path, progress)
         result.save(partial := finished.with_suffix(".partial"))
         partial.rename(finished)
     return finished
@@ -113,6 +143,7 @@ def _finished(
 
 def _search(
     method: str,
+    others: Mapping[str, Method],
     network: nn.Module,
     data: Dataset,
     limits: list[Budget],
@@ -121,17 +152,18 @@ def _search(
     checkpoint: Path,
     progress: bool,
 ) -> PruningResult:
-    if method in PEERS:
-        takes = SHARED | (set(inspect.signature(PEERS[method]).parameters) & {"episodes"})
-        shared = {key: value for key, value in chosen.items() if key in takes}
-        if method.startswith("paper_"):
-            shared |= chosen.get("paper", {})
-        if "episodes" in takes:
-            shared["progress"] = progress
-        return PEERS[method](network, data.example, limits, data, seed=seed, **shared)
-    own = {key: value for key, value in chosen.items() if key != "paper"}
-    how = {"action": method, "seed": seed, "checkpoint": checkpoint, "progress": progress}
-    return prune(network, data.example, limits, data, **how, **own)
+    how = {key: value for key, value in chosen.items() if key != "options"}
+    more = {**chosen.get("options", {}).get(method, {}), "seed": seed}
+    if method in ACTIONS:
+        how |= {"action": method, "checkpoint": checkpoint, "progress": progress}
+        return prune(network, data.example, limits, data, **{**how, **more})
+    function = others[method]
+    # an agent's number of evaluations is that of all searches; one that trains meanwhile has options of its own
+    takes = SHARED | (set(inspect.signature(function).parameters) & {"episodes"})
+    how = {key: value for key, value in how.items() if key in takes}
+    if "progress" in inspect.signature(function).parameters:
+        how["progress"] = progress
+    return function(network, data.example, limits, data, **{**how, **more})
 
 
 def _costs(result: PruningResult, network: nn.Module, data: Dataset) -> dict[str, dict[str, float]]:
@@ -141,3 +173,16 @@ def _costs(result: PruningResult, network: nn.Module, data: Dataset) -> dict[str
         value, unpruned = cost(result.network, data.example), cost(network, data.example)
         report[cost.__name__] = {"value": value, "unpruned": unpruned, "share": value / unpruned}
     return {**report, **result.costs}
+
+
+def _extras(result: PruningResult, network: nn.Module) -> dict[str, Any]:
+    """What only some methods have to say: sizes of kernels that they changed, MACs of a training from scratch."""
+    kernels, before = (
+        Counter("×".join(map(str, m.kernel_size)) for m in n.modules() if isinstance(m, nn.modules.conv._ConvNd))
+        for n in (result.network, network)
+    )
+    extras: dict[str, Any] = {"kernels": dict(sorted(kernels.items()))} if kernels != before else {}
+    if "dense_training_macs" in result.history:
+        last = result.history.iloc[-1]
+        extras["training_macs"] = {"value": float(last["training_macs"]), "dense": float(last["dense_training_macs"])}
+    return extras

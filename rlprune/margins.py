@@ -1,0 +1,75 @@
+"""What stands beside the table of a report: how far the agents are ahead, and what only some methods have to say."""
+
+import pandas as pd
+
+from rlprune.tables import Results, method_label, method_rank
+
+AGENTS = ("layerwise", "filterwise")
+SURE = 2.0  # standard errors from which on a difference is called larger than the spread
+
+
+def agents_margins(results: Results) -> pd.DataFrame:
+    """By how much each agent is ahead of every other method, in experiments with several seeds.
+
+    Differences are taken seed by seed, so that what a seed does to all methods alike is no spread.
+
+    Returns:
+        a row per experiment, quantity ("reward", of the search on validation images, or "accuracy", fine-tuned, on test
+        images), agent and other method: difference (mean over seeds, in points), standard_error, seeds.
+    """
+    rows = []
+    for name, search in results.searches.items():
+        for quantity, stage in (("reward", search), ("accuracy", results.finetunes[name])):
+            of_method = {
+                method: pd.Series({seed: run[quantity] for seed, run in runs.items()})
+                for method, runs in stage.metrics["methods"].items()
+                if all(quantity in run for run in runs.values())
+            }
+            for agent in [agent for agent in AGENTS if agent in of_method]:
+                for other in sorted(set(of_method) - {agent}, key=method_rank):
+                    gaps = (of_method[agent] - of_method[other]).dropna()
+                    if len(gaps) > 1:
+                        row = {"experiment": name, "quantity": quantity, "agent": agent, "other": other}
+                        rows.append(row | {"difference": gaps.mean(), "standard_error": gaps.sem(), "seeds": len(gaps)})
+    return pd.DataFrame(rows)
+
+
+def spreads(margins: pd.DataFrame) -> list[str]:
+    """`agents_margins` as lines of Markdown, what is larger than the spread in bold."""
+    lines = []
+    for (name, quantity), part in margins.groupby(["experiment", "quantity"], sort=False) if len(margins) else ():
+        what = "reward of the search" if quantity == "reward" else "accuracy after fine-tuning"
+        agents = list(dict.fromkeys(part["agent"]))
+        lines += ["", f"**{name}: how far the agents are ahead, {what}** (points; ± is the standard error over "]
+        lines[-1] += f"{part['seeds'].min()} seeds, seed by seed; bold: more than {SURE:g} standard errors)"
+        lines += ["", f"| ahead of | {' | '.join(map(method_label, agents))} |", f"|---|{'--:|' * len(agents)}"]
+        for other, of_other in part.groupby("other", sort=False):
+            cells = of_other.set_index("agent").reindex(agents)
+            texts = [_cell(row.difference, row.standard_error) for row in cells.itertuples()]
+            lines.append(f"| {method_label(other)} | {' | '.join(texts)} |")
+    return lines
+
+
+def _cell(difference: float, error: float) -> str:
+    if pd.isna(difference):
+        return "–"
+    text = f"{difference:+.2f} ± {error:.2f}".replace("-", "−")
+    return f"**{text}**" if abs(difference) > SURE * error else text
+
+
+def extras(results: Results) -> list[str]:
+    """Lines on what only some methods have: kernel sizes that changed, MACs of a training from scratch."""
+    lines = []
+    for name, search in results.searches.items():
+        for method, runs in search.metrics["methods"].items():
+            for seed, run in runs.items():
+                who = f"- {name}, {method_label(method)}, seed {seed}"
+                if "kernels" in run:
+                    kinds = ", ".join(f"{count} of {kind}" for kind, count in run["kernels"].items())
+                    lines.append(f"{who}: kernels {kinds}.")
+                if "training_macs" in run:
+                    share = 100 * run["training_macs"]["value"] / run["training_macs"]["dense"]
+                    lines.append(
+                        f"{who}: {share:.1f} % of the MACs that training the unpruned network for as long takes."
+                    )
+    return ["", "Beside the table:", "", *lines] if lines else []
