@@ -29,7 +29,7 @@ from rlprune.tables import (
     results_table,
 )
 
-__all__ = ["accuracy_against", "limits", "load_results", "markdown", "results_table", "save"]
+__all__ = ["Live", "accuracy_against", "limits", "load_results", "markdown", "results_table", "save"]
 __all__ += ["before_and_after", "search_curves", "search_progress", "training_curves", "widths"]
 
 _BUDGETS = ["#117733", "#aa4499", "#b8860b", "#332288", "#cc6677"]
@@ -86,6 +86,23 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
+
+
+class Live:
+    """`search_curves` in a notebook while the search runs: ``rlprune.prune(…, watch=rlprune.figures.Live())``."""
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+
+    def __call__(self, history: pd.DataFrame, limits: dict[str, float]) -> None:
+        """Draw the curves so far in place of the last ones."""
+        from IPython.display import display  # only a notebook has it
+
+        figure = search_curves(history, limits)
+        if self._shown is None:
+            self._shown = display(figure, display_id=True)
+        else:
+            self._shown.update(figure)
 
 
 def search_progress(history: pd.DataFrame) -> Figure:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +53,7 @@ def prune(
     finetune: Training | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
+    watch: Callable[[pd.DataFrame, dict[str, float]], None] | None = None,
 ) -> PruningResult:
     """Search for the best pruned network within budget by constrained reinforcement learning.
 
@@ -82,6 +84,8 @@ def prune(
         checkpoint: a file written after every update of the agent. If it is there,
             the search goes on from it and ends as if never stopped; it is left in place.
         progress: print the budgets' table and show a bar.
+        watch: called after every update with the history so far and the budgets in percent of the unpruned network's
+            cost, by name; `rlprune.figures.Live` draws them while the search runs.
 
     Raises:
         InputError: bad options; or budgets that cannot be met, before any search.
@@ -133,6 +137,8 @@ def prune(
         while len(log.rows) < episodes:
             ppo.learn(1)  # a whole update
             log.take(ppo, model)
+            if watch is not None:
+                watch(pd.DataFrame(log.rows), dict(zip(log.names, env.limits.tolist(), strict=True)))
             if imagined and env.candidates.predicted and KNOWN <= len(log.rows) < episodes:
                 imagine(ppo, env, model, imagined)
             if path is not None:

@@ -370,6 +370,30 @@ def test_accuracy_against_a_cost(root):
     assert "MACs" in against_macs.get_xlabel()
 
 
+def test_live_curves_are_drawn_in_place(monkeypatch):
+    import IPython.display
+
+    shown, updates = [], []
+
+    class Handle:
+        def update(self, figure):
+            updates.append(figure)
+
+    def display(figure, display_id):
+        assert display_id is True
+        shown.append(figure)
+        return Handle()
+
+    monkeypatch.setattr(IPython.display, "display", display)
+    live, history = figures.Live(), episodes(["layerwise"], (0,), ["parameters"], count=6)
+    live(history.head(2).drop(columns=["method", "seed"]), {"parameters": 10.0})
+    for count in (4, 6):
+        live(history.head(count), {"parameters": 10.0})
+    assert len(shown) == 1
+    assert len(updates) == 2
+    assert [max(line.get_xdata().max() for line in f.axes[0].lines) for f in updates] == [4 * 8, 6 * 8]
+
+
 def test_margins_are_taken_seed_by_seed_and_told_from_the_spread(tmp_path):
     name = make(tmp_path, methods=("layerwise", "uniform"), seeds=(0, 1, 2))  # accuracies 98, 99, 100 and 2 less
     file = tmp_path / "quick" / name / "finetune" / "metrics.json"

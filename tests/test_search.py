@@ -58,6 +58,14 @@ def test_reward_is_alive_from_the_first_episode(digits):
     assert history["reward"].mean() > dead["reward"].mean() + 5
 
 
+def test_a_search_can_be_watched(found, trained, digits):
+    seen = []
+    search(trained, digits, watch=lambda history, limits: seen.append((history, limits)))
+    assert [len(history) for history, _ in seen] == [10, 20, 30]
+    assert seen[0][1] == {"parameters": pytest.approx(10)}
+    pd.testing.assert_frame_equal(deterministic(seen[-1][0]), deterministic(found.history))
+
+
 def test_same_seed_same_search(found, trained, digits):
     again, other = search(trained, digits), search(trained, digits, seed=1)
     pd.testing.assert_frame_equal(deterministic(again.history), deterministic(found.history))
