@@ -1,9 +1,10 @@
 """A suite's report: the table and every figure, written together or not at all."""
 
+import contextlib
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -31,10 +32,7 @@ def report(suite: str, experiments: Sequence[str], folder: str | Path, results: 
     """  # noqa: D205
     loaded = load_results(suite, experiments, results)
     table = results_table(loaded)
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with renewed(folder, _OURS) as partial:
         table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
         for cost in COUNTED:
             save(accuracy_against(table, cost), partial / f"accuracy_against_{cost}")
@@ -49,12 +47,25 @@ def report(suite: str, experiments: Sequence[str], folder: str | Path, results: 
                 save(search_progress(search.history), partial / f"progress_{name}")
         text = page(loaded, table, {file.name for file in partial.iterdir()}, spreads(margins) + extras(loaded))
         (partial / "results.md").write_text(text, encoding="utf-8")
+    return table
+
+
+@contextlib.contextmanager
+def renewed(folder: str | Path, ours: re.Pattern[str]) -> Iterator[Path]:
+    """A folder to make files in, beside the given one, into which they are moved at the end.
+
+    Files there whose names match ``ours`` and that are not made again go. After an error all is as before.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield partial
         folder.mkdir(exist_ok=True)
-        for stale in [file for file in folder.iterdir() if _OURS.fullmatch(file.name)]:
+        for stale in [file for file in folder.iterdir() if ours.fullmatch(file.name)]:
             if not (partial / stale.name).exists():
                 stale.unlink()
         for file in partial.iterdir():
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return table

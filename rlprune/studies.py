@@ -1,6 +1,8 @@
 """Tables and figures of the studies, see `rlprune.stages.study`; from their result files only."""
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +11,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from rlprune.files import read_json, write_atomically
 from rlprune.plotting import WIDTH, finish, key, save, style
+from rlprune.reports import renewed
 from rlprune.tables import network_label
 
 RESAMPLES = 2000  # of the bootstrap that gives a rank correlation's interval
@@ -176,26 +178,25 @@ def report(names: Sequence[str], folder: str | Path, results: str | Path = "resu
     Returns:
         the tables, by study.
     """
-    folder, tables = Path(folder), {}
+    tables = {}
     lines = ["# Studies", "", "Made from the files in results/studies by `python -m rlprune tables studies`."]
-    for name in names:
-        place = Path(results) / "studies" / name
-        if not (place / "metrics.json").exists():
-            lines += ["", f"## {name}", "", f"Not run yet: `dvc repro study@{name}`."]
-            continue
-        metrics = read_json(place / "metrics.json")
-        history = pd.read_csv(place / "history.csv")
-        table, draw = MAKERS[metrics["study"]["kind"]]
-        tables[name] = table(history)
-        write_atomically(folder / f"{name}.csv", lambda path, name=name: tables[name].to_csv(path, index=False))
-        save(draw(history), folder / name)
-        budgets = ", ".join(f"{cost} {share}" for cost, share in metrics["study"]["budgets"].items())
-        said = (
-            f"{network_label(metrics['network'])} on {metrics['dataset']} ({metrics['source'].rstrip('.')}), {budgets}"
-        )
-        lines += ["", f"## {name}", "", f"{said}; {metrics['device']}.", "", _markdown(tables[name])]
-        lines += ["", f"![{name}]({name}.png)"]
-    write_atomically(folder / "README.md", lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    with renewed(folder, re.compile(r".+\.(csv|png|svg)|README\.md")) as partial:
+        for name in names:
+            place = Path(results) / "studies" / name
+            if not (place / "metrics.json").exists():
+                lines += ["", f"## {name}", "", f"Not run yet: `dvc repro study@{name}`."]
+                continue
+            metrics = json.loads((place / "metrics.json").read_text())
+            history = pd.read_csv(place / "history.csv")
+            table, draw = MAKERS[metrics["study"]["kind"]]
+            tables[name] = table(history)
+            tables[name].to_csv(partial / f"{name}.csv", index=False, lineterminator="\n")
+            save(draw(history), partial / name)
+            budgets = ", ".join(f"{cost} {share}" for cost, share in metrics["study"]["budgets"].items())
+            data = f"{metrics['dataset']} ({metrics['source'].rstrip('.')})"
+            said = f"{network_label(metrics['network'])}, {data}; {budgets}; {metrics['device']}."
+            lines += ["", f"## {name}", "", said, "", _markdown(tables[name]), "", f"![{name}]({name}.png)"]
+        (partial / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tables
 
 

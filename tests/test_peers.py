@@ -10,7 +10,9 @@ from torch import nn
 
 import rlprune
 from rlprune import Budget, costs, importance, peers
+from rlprune.candidates import Candidates
 from rlprune.errors import InputError
+from rlprune.peers.ranked import thresholded
 
 SMALL = {"images": 150, "recalibration": 150}
 SEARCHES = [peers.random, peers.evolution]
@@ -64,6 +66,14 @@ def test_an_evolution_strategy_beats_chance_where_there_is_something_to_learn(tr
         for search in SEARCHES
     }
     assert max(rewards[peers.random]) < np.mean(rewards[peers.evolution]) <= 0
+
+
+def test_a_ranking_of_equal_values_still_uses_the_budget(trained, digits):
+    groups = rlprune.trace(trained, digits.example)
+    candidates = Candidates(trained, groups, digits.example, [Budget("parameters", 0.3)])
+    widths = thresholded(candidates, [torch.ones(group.size) for group in groups])
+    used = candidates.costs(widths)[0] / candidates.unpruned[0]
+    assert 0.27 < used <= 0.3
 
 
 RANKINGS = [peers.magnitude, peers.batchnorm, peers.taylor]

@@ -1,8 +1,14 @@
 """Methods to compare with, all with the signature of `rlprune.prune`."""
 
 from rlprune.peers.blind import evolution, random
+from rlprune.peers.genetic import genetic
+from rlprune.peers.hfp import hfp
 from rlprune.peers.paper import paper_coarse, paper_fine
+from rlprune.peers.prunenet import prunenet
+from rlprune.peers.prunetrain import prunetrain
 from rlprune.peers.ranked import batchnorm, magnitude, taylor
+from rlprune.peers.smof import smof
 from rlprune.peers.uniform import uniform
 
-__all__ = ["batchnorm", "evolution", "magnitude", "paper_coarse", "paper_fine", "random", "taylor", "uniform"]
+__all__ = ["batchnorm", "evolution", "genetic", "hfp", "magnitude", "paper_coarse", "paper_fine", "prunenet"]
+__all__ += ["prunetrain", "random", "smof", "taylor", "uniform"]

@@ -79,14 +79,16 @@ def _ranked(
 
 
 def thresholded(candidates: Candidates, values: Sequence[Tensor]) -> list[int]:
-    """The widest network within budget that keeps, of every group, the filters above one threshold on these values."""
-    order = torch.cat(list(values)).sort(descending=True).values
+    """The widest network within budget that keeps, of every group, the filters above one threshold on these values.
+
+    Of equal values the earlier ones count as higher.
+    """
+    order = torch.cat(list(values)).sort(descending=True, stable=True).indices
+    ranks = order.argsort().split([len(value) for value in values])
     low, high, best = 0, len(order), candidates.anchor
     while low <= high:  # filters kept, before every group gets its least
         middle = (low + high) // 2
-        least = order[middle - 1] if middle else float("inf")
-        shares = [float((score >= least).float().mean()) for score in values]
-        widths = candidates.widths(shares)
+        widths = candidates.widths([float((rank < middle).float().mean()) for rank in ranks])
         if candidates.feasible(widths):
             low, best = middle + 1, widths
         else:

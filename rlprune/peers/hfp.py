@@ -1,0 +1,373 @@
+"""Holistic filter pruning (Enderich, Timm & Burgard 2020, arXiv 2009.08169): gradient descent divides the budgets.
+
+A filter is on while its batch-norm scale |γ| is above a threshold; off, its γ and shift β count as 0, so that it is
+silent. With every forward pass the indicators, 1 or 0, give the exact parameters and MACs, and by how much these
+exceed their targets, relatively, is added to the loss. Backwards an indicator passes its gradient straight through to
+|γ|. So as long as a target is missed every scale is pulled down by what its filter costs; no layer has a rate of its
+own. What is filled in here, for a short training from a network that is trained already:
+
+- The slope of an indicator, free in a straight-through gradient. With quick training |γ| stays near its start (in
+  the deep layers of our VGG11 a few per cent apart), and one slope for all shuts down whole layers at a time. Hence a
+  filter's slope is 1 over its importance, the first-order change of the loss if it were zero (`rlprune.importance`,
+  "taylor"); and it falls with the share of its group that is on: the narrower a group, the more it loses by one more.
+- The threshold is a share of the mean |γ|. A γ that would cross zero stops there.
+- Filters that leave together have one indicator, on their mean |γ|; each γ gets its gradient in full, for a mean's
+  would pull coupled filters more slowly. The best of a group, as many as it must keep, stay on and are not pulled.
+- The penalty's weight grows linearly; its pull alone would meet the targets after a given share (``pace``) of the
+  steps. γ and β go without momentum, which would carry them past the targets.
+- Once these are met, at the latest midway between that share and the end, the gap that is left is closed exactly, see
+  `on_target`, and the network is cut. The steps to come train it at its small size.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from rlprune.candidates import Candidates
+from rlprune.costs import Budget
+from rlprune.data import Dataset
+from rlprune.errors import InputError
+from rlprune.evaluate import Evaluator, recover
+from rlprune.importance import scores
+from rlprune.masking import keep_top, rebuild, slim
+from rlprune.own import OwnData
+from rlprune.peers.judged import delivered, judged
+from rlprune.result import PruningResult
+from rlprune.training import accuracy, half_precision
+
+OVER = 1e3  # a cost over its limit outweighs any that is too far below
+TOGETHER, MOST = 3, 100_000  # groups that `on_target` changes at once, and changes that it looks at
+SAMPLE = 500  # training images that importance is measured on
+UNIMPORTANT = 0.05  # of the mean importance: the least that a filter is taken to have
+FINE = 0.02  # of the mean |γ|: how far the most pulled group moves in a step of `pull_time`
+MOMENTUM, DECAY = 0.9, 5e-4  # of the weights, as in `rlprune.training.Training`
+
+
+def hfp(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None = None,
+    epochs: int = 3,
+    learning_rate: float = 0.02,
+    batch_size: int = 128,
+    pace: float = 0.5,
+    threshold: float = 0.05,
+    near: float = 0.01,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> PruningResult:
+    """Train with a penalty on the relative excess over the budgets; ends at most 1 % below each of them.
+
+    Where a single filter costs more than that, or no widths bring two budgets together, as near as `on_target` gets.
+    History, one row an epoch: epoch, loss (without penalty), penalty (mean relative excess, without its weight),
+    train_accuracy, validation_accuracy, parameters and macs (percent of the unpruned network's), seconds.
+
+    Args:
+        network: trained, with a batch norm behind every filter that may leave; untouched.
+        example_input: see `rlprune.prune`.
+        budgets: on parameters, MACs or both.
+        data: needed.
+        epochs: passes over the training split.
+        learning_rate: of SGD, falling linearly to 0 from the cut on.
+        batch_size: images a step, or all there are.
+        pace: share of the steps after which the pull alone would meet the budgets.
+        threshold: |γ| up to which a filter is off, as a share of the network's mean |γ|.
+        near: how far below its limit a cost may end, as a share of the limit. Of two budgets that do not go well
+            together the second may cost accuracy to use up: 1 never brings filters back for its sake.
+        seed: of the batches.
+        progress: show a bar.
+        options: those of `rlprune.peers.judged.judged`; its criterion plays no part.
+
+    Raises:
+        InputError: a budget on anything else, no data, filters without batch norm, or settings that make no sense.
+    """
+    shares = 0 < pace < 1 and 0 < threshold < 1 and 0 <= near <= 1
+    if epochs < 1 or batch_size < 2 or not learning_rate > 0 or not shares:
+        raise InputError(
+            "HFP needs at least 1 epoch, batches of at least 2, a learning rate above 0 and shares between 0 and 1, "
+            f"not {epochs=}, {batch_size=}, {learning_rate=}, {pace=}, {threshold=}, {near=}."
+        )
+    for budget in budgets:
+        if not budget.predicted:
+            raise InputError(f"HFP needs the gradient of a cost, and {budget.name} has none: use parameters or macs.")
+    if data is None:
+        raise InputError("HFP trains the network while it prunes: give data.")
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
+    batch_size = min(batch_size, len(evaluator.data.train))
+    start = time.perf_counter()
+    gates, costs = Gates(candidates, evaluator.data, threshold), ExactCosts(candidates, near)
+    run = _Run(candidates, evaluator, gates, costs, epochs * (len(evaluator.data.train) // batch_size), pace)
+    generator, history = torch.Generator().manual_seed(seed), []
+    with tqdm(total=run.steps, desc="hfp", mininterval=1, disable=not progress) as bar:
+        for epoch in range(1, epochs + 1):
+            begun, figures = time.perf_counter(), []
+            for images, labels in evaluator.data.augmented(batch_size, generator, epoch):
+                figures.append(run.learn(images, labels, learning_rate))
+                bar.update()
+            means = zip(("loss", "penalty", "train_accuracy"), np.mean(figures, 0).tolist(), strict=True)
+            row = {"epoch": epoch, **dict(means), **run.measured()}
+            bar.set_postfix({name: f"{row[name]:.1f}" for name in ("validation_accuracy", "parameters", "macs")})
+            history.append(row | {"seconds": time.perf_counter() - begun})
+    for name, parameter in network.named_parameters():
+        run.network.get_parameter(name).requires_grad_(parameter.requires_grad)
+    seconds = time.perf_counter() - start
+    return delivered(candidates, evaluator, run.network, run.masks, history, seconds, "hfp")
+
+
+class ExactCosts:
+    """What `rlprune.costs.Predictor` computes, differentiable and for many widths at once.
+
+    The one place that reads the predictor's arrays. In float64, whole numbers up to 2⁵³ are exact.
+
+    Args:
+        candidates: with budgets on parameters and MACs.
+        near: how far below its limit a cost may be, as a share of the limit.
+    """
+
+    def __init__(self, candidates: Candidates, near: float = 0.01) -> None:
+        self.near = near
+        known = candidates.predictor
+        terms = [known._elements if b.is_named("parameters") else known._products for b in candidates.budgets]
+        numbers = [known._base, known._slope.T, known._groups, np.stack(terms, 1), candidates.limits]
+        self._base, self._slope, self._groups, self._terms, self.limits = (torch.tensor(n).double() for n in numbers)
+        self._first, self._second = torch.tensor(known._first), torch.tensor(known._second)
+
+    def __call__(self, widths: Tensor) -> Tensor:
+        """Costs (…, budgets), in their own units, of widths (…, groups), float64."""
+        lengths = self._base + widths @ self._slope
+        return (lengths[..., self._first] * lengths[..., self._second] / self._groups) @ self._terms
+
+    def excess(self, widths: Tensor) -> Tensor:
+        """By how much the costs exceed their limits, relatively, summed: (…,)."""
+        return (self(widths) / self.limits - 1).relu().sum(-1)
+
+    def gap(self, widths: Tensor) -> Tensor:
+        """0 where every cost is near enough below its limit; else a number that falls as they get there: (…,)."""
+        return (1 - self.near - self(widths) / self.limits).relu().sum(-1) + OVER * self.excess(widths)
+
+
+class Gates:
+    """Which filters of a network in training are on.
+
+    Args:
+        candidates: of the unpruned network.
+        data: importance is measured on some of its training images.
+        threshold: |γ| up to which a filter is off, as a share of the mean |γ|.
+
+    Attributes:
+        network: a copy of the unpruned network, to be trained; its batch norms say what is on.
+        norms: those of them that the groups have, by name.
+        importance: of each filter of each group, (size,), 1 on average over all.
+
+    Raises:
+        InputError: a group without batch norm.
+    """
+
+    def __init__(self, candidates: Candidates, data: Dataset, threshold: float) -> None:
+        self.network = rebuild(candidates.network, {}).to(memory_format=torch.channels_last)
+        self.network.requires_grad_().train()
+        self.sizes, self.least = candidates.sizes.tolist(), candidates.least
+        self.norms, self._place = {}, {}  # of each channel, its filter's number in the network; the last is none's
+        for group, before in zip(candidates.groups, np.cumsum([0, *self.sizes]), strict=False):
+            for part in group.slices:
+                norm = self.network.get_submodule(part.module)
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.affine:
+                    self.norms[part.module] = norm
+                    none = torch.full((part.length,), sum(self.sizes))
+                    self._place.setdefault(part.module, none)[part.index] = part.source + before
+        self._owned = torch.bincount(torch.cat([*self._place.values(), torch.tensor([sum(self.sizes)])]))
+        for group, owned in zip(candidates.groups, self._owned[:-1].split(self.sizes), strict=True):
+            if not owned.all():
+                raise InputError(
+                    f"The filters of {group.name} have no batch norm with a scale, by which HFP decides: leave them "
+                    f"as they are with exclude=[{group.name!r}]."
+                )
+        few = data.train[:SAMPLE]
+        sample = data.normalise(few.images), few.labels
+        importance = scores(candidates.network, candidates.groups, "taylor", sample, relative=False)
+        mean = torch.cat(importance).mean().clamp(min=1e-12)
+        self.importance = [(value / mean).clamp(min=UNIMPORTANT) for value in importance]
+        self.threshold = threshold * float(torch.cat(self.scales()).detach().mean())
+
+    def scales(self) -> Sequence[Tensor]:
+        """The mean |γ| of each filter: per group, (size,), on the CPU, differentiable."""
+        total = torch.zeros(len(self._owned))
+        for name, norm in self.norms.items():
+            total = total.index_add(0, self._place[name], norm.weight.abs().cpu())
+        return (total / self._owned)[:-1].split(self.sizes)
+
+    def __call__(self) -> tuple[list[Tensor], Tensor]:
+        """Whether each filter is on, (size,) per group, and how many are, (groups,), float64, with its gradient."""
+        on, widths = [], []
+        for i, (scale, owned) in enumerate(zip(self.scales(), self._owned[:-1].split(self.sizes), strict=True)):
+            best = scale.topk(self.least[i]).indices
+            on.append((scale > self.threshold).index_fill(0, best, True))
+            slope = owned * (on[i].float().mean() / self.importance[i]).index_fill(0, best, 0)
+            widths.append(on[i].sum() + ((scale - scale.detach()) * slope).sum().double())
+        return on, torch.stack(widths)
+
+    def _spread(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Boolean values per filter of each group, brought to the channels of each batch norm; else True."""
+        of_filter = torch.cat([*values, torch.tensor([True])])
+        return {name: of_filter[place].to(self.norms[name].weight.device) for name, place in self._place.items()}
+
+    def gated(self, on: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Name → γ or β of every batch norm, 0 for what is off."""
+        named = [(name, key, p) for name, norm in self.norms.items() for key, p in norm.named_parameters()]
+        spread = self._spread(on)
+        return {f"{name}.{key}": parameter * spread[name] for name, key, parameter in named}
+
+    @torch.no_grad()
+    def revive(self, on: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        """What is off and yet stays gets, in each batch norm, the mean |γ| of what is on, and its old sign."""
+        stays = self._spread(masks)
+        for name, value in self._spread(on).items():
+            scale, back = self.norms[name].weight, stays[name] & ~value
+            scale[back] = torch.copysign(scale[value].abs().mean(), scale[back])
+
+
+def pull_time(costs: ExactCosts, gates: Gates) -> float:
+    """How long gradient flow on the excess alone, of weight 1, needs from these gates until there is none."""
+    scales, floor = [scale.detach() for scale in gates.scales()], torch.tensor(gates.least).double()
+    sizes, step = torch.tensor([len(scale) for scale in scales]).double(), FINE * float(torch.cat(scales).mean())
+    elapsed, moved = 0.0, torch.zeros_like(sizes)
+    while True:
+        left = [s - shift / i for s, i, shift in zip(scales, gates.importance, moved, strict=True)]
+        above = [(scale > gates.threshold).sum() for scale in left]
+        widths = torch.stack(above).double().maximum(floor).requires_grad_()
+        excess = costs.excess(widths)
+        pull = torch.autograd.grad(excess, widths)[0] * widths.detach() / sizes * (widths.detach() > floor)
+        if excess == 0 or not pull.any():
+            return elapsed
+        elapsed += step / float(pull.max())
+        moved += step / pull.max() * pull
+
+
+def on_target(
+    costs: ExactCosts, scores: Sequence[Tensor], widths: Sequence[int], least: Sequence[int], multiple: int = 1
+) -> list[int]:
+    """Widths near the given ones with every cost within budget, and at most 1 % below where such are found.
+
+    Greedy: of the changes by a step in one group, else in two, else in three, that narrow the gap, the one that takes
+    least worth for what it narrows; of those that take none, the one that narrows it most. The worth of a group is the
+    logarithm of the share of its scores that is kept, times their sum.
+
+    Args:
+        costs: with their limits.
+        scores: positive, per filter of each group, (size,); the highest stay.
+        widths: to begin with, within budget or not.
+        least: filters that each group keeps at least.
+        multiple: what is kept of a group is a multiple of this, or all of it.
+    """
+    sizes, least = torch.tensor([len(score) for score in scores]), torch.tensor(least)
+    worth = torch.zeros(len(sizes), 1 + int(sizes.max()), dtype=torch.float64)  # of each width
+    for row, score in zip(worth, scores, strict=True):
+        kept = score.double().sort(descending=True).values.cumsum(0)
+        row[1 : 1 + len(score)] = kept[-1] * (kept / kept[-1]).log()
+    rows, at = torch.arange(len(sizes)), torch.tensor(widths)
+    at = torch.where(at < sizes, at // multiple * multiple, sizes).maximum(least)
+    while gap := float(costs.gap(at.double())):
+        up, down = (at // multiple * multiple + multiple).minimum(sizes), (at - 1) // multiple * multiple
+        single = torch.cat([torch.diag(up - at), torch.diag(torch.where(down < least, at, down) - at)])
+        single = single[single.any(1)]
+        changes, better = at.new_zeros(1, len(sizes)), torch.tensor([False])
+        for _ in range(TOGETHER):
+            if not better.any() and len(changes) * len(single) <= MOST:
+                apart = (changes[:, None] * single == 0).all(2)  # a further group changes, each set of changes once
+                changes = (changes[:, None] + single)[apart].unique(dim=0)
+                narrowed = gap - costs.gap((at + changes).double())
+                better = narrowed > 1e-9
+        if not better.any():
+            break
+        changes, narrowed = changes[better], narrowed[better]
+        taken = (worth[rows, at] - worth[rows, at + changes]).sum(1).relu()
+        at = at + changes[(taken / narrowed - 1e-9 * narrowed).argmin()]
+    return at.tolist()
+
+
+class _Run:
+    """The training: at full size with gates until the budgets are met, then at the size that is left."""
+
+    def __init__(
+        self, candidates: Candidates, evaluator: Evaluator, gates: Gates, costs: ExactCosts, steps: int, pace: float
+    ) -> None:
+        self.candidates, self.evaluator, self.gates, self.costs = candidates, evaluator, gates, costs
+        self.network, self.masks = gates.network, None
+        self.step, self.steps, self.latest = 0, steps, int(steps * (1 + pace) / 2)
+        ramp = sum(range(1, 1 + max(1, round(pace * steps))))  # the weight grows by as much in every step
+        self.weight = pull_time(costs, gates) * (1 - MOMENTUM) / ramp
+        self.optimizer = _optimizer(self.network, list(gates.norms.values()))
+
+    def learn(self, images: Tensor, labels: Tensor, rate: float) -> tuple[float, float, float]:
+        """One step: loss, relative excess, and percent classified rightly."""
+        gated, excess = {}, torch.zeros(())
+        if self.masks is None:
+            on, widths = self.gates()
+            excess = self.costs.excess(widths)
+            if excess == 0 or self.step >= self.latest:
+                self._cut(on)
+                excess = torch.zeros(())
+            else:
+                gated = self.gates.gated(on)
+        with half_precision(images.device):
+            logits = functional_call(self.network, gated, (images,)).float()
+        loss = F.cross_entropy(logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss + self.weight / rate * (self.step + 1) * excess.to(loss)).backward()
+        falling = 1 if self.masks is None else (self.steps - self.step) / (self.steps - self.cut)
+        for group in self.optimizer.param_groups:  # what has no momentum goes as fast in the long run
+            group["lr"] = rate * falling / (1 if group["momentum"] else 1 - MOMENTUM)
+        before = [(norm.weight, norm.weight.detach().clone()) for norm in self.gates.norms.values()] if gated else []
+        self.optimizer.step()
+        with torch.no_grad():
+            for scale, old in before:
+                scale[scale * old < 0] = 0
+        self.step += 1
+        correct = 100 * (logits.detach().argmax(1) == labels).float().mean()
+        return loss.item(), excess.item(), correct.item()
+
+    def _cut(self, on: list[Tensor]) -> None:
+        """Close the gap and go on with what is left."""
+        gates, widths = self.gates, [int(value.sum()) for value in on]
+        scales = [scale.detach().clamp(min=gates.threshold) for scale in gates.scales()]
+        order = [scale * value for scale, value in zip(scales, gates.importance, strict=True)]
+        widths = on_target(self.costs, order, widths, gates.least, self.candidates.multiple)
+        self.masks, self.cut = keep_top(order, widths), self.step
+        gates.revive(on, self.masks)
+        self.network = slim(self.network, self.candidates.groups, self.masks)
+        self.optimizer = _optimizer(self.network, [])
+
+    def measured(self) -> dict[str, float]:
+        """Accuracy and costs of what is left now."""
+        masks, network = self.masks, self.network
+        if masks is None:
+            masks = self.gates()[0]
+            network = slim(network, self.candidates.groups, masks)
+            if self.evaluator.calibration is not None:  # under the pull, running statistics are always late
+                recover(network, self.evaluator.calibration)
+        row = {"validation_accuracy": accuracy(network, self.evaluator.data, self.evaluator.split)}
+        for name in ("parameters", "macs"):
+            cost = getattr(self.candidates.predictor, name)
+            row[name] = 100 * cost([int(mask.sum()) for mask in masks]) / cost(self.candidates.sizes)
+        return row
+
+
+def _optimizer(network: nn.Module, norms: Sequence[nn.Module]) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, these batch norms without; weight decay on weights of two or more dimensions."""
+    scales = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    others = [p for p in network.parameters() if id(p) not in scales]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": DECAY},
+        {"params": [p for p in others if p.ndim <= 1]},
+        {"params": [p for p in network.parameters() if id(p) in scales], "momentum": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, nesterov=True)

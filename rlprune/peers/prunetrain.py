@@ -1,0 +1,356 @@
+"""PruneTrain (Lym et al. 2019, arXiv 1901.09290): train from scratch and lose filters on the way.
+
+Of the network only the architecture is used. A group lasso pulls at every filter as a whole; what nothing reads any
+more leaves for good, and a physically smaller, hence cheaper, network trains on. Filled in here:
+
+* What the lasso takes together are all weights that make a filter of `rlprune.trace`, wherever residual sums couple
+  it, and all that read it; biases and batch norm are not in it, as they are not in the weight decay.
+* The paper removes a filter whose ingoing or outgoing weights are all under 1e-4. Here the outgoing ones decide: a
+  filter without ingoing weights still hands on the bias of its batch norm, one that nothing reads does nothing. As the
+  lasso takes both together, they vanish together.
+* SGD takes norms near 0 but not under 1e-4 in a few epochs. So the lasso acts as its proximal step behind every step of
+  SGD: a norm loses λ · (learning rate) / (1 - momentum), what its gradient would take in the long run, and ends at
+  exactly 0. A weight belongs to the filter that it makes and to the one that it reads, and takes the factors of both.
+* The strongest filters of a group, as many as it must keep, are not pulled at, lest a layer die out.
+* The paper knows no budget. Towards the end what is over one is brought within it: the filters of the smallest norms
+  leave, wherever they are; what is left recovers as every candidate does (`rlprune.evaluate.recover`) and trains on.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from rlprune.candidates import TRIES, Candidates
+from rlprune.costs import Budget
+from rlprune.data import Dataset
+from rlprune.errors import InputError
+from rlprune.evaluate import Evaluator, outputs, recover
+from rlprune.groups import FilterGroup, Slice
+from rlprune.masking import carriers, keep_top, masked, rebuild, slim, widths
+from rlprune.networks import build
+from rlprune.own import OwnData
+from rlprune.peers.judged import delivered, judged
+from rlprune.peers.ranked import thresholded
+from rlprune.result import PruningResult
+from rlprune.training import Training, _epoch, _optimizer, accuracy, half_precision
+
+
+def prunetrain(
+    network: nn.Module,
+    example_input: Tensor,
+    budgets: Sequence[Budget],
+    data: OwnData | None = None,
+    training: Training | dict[str, Any] | None = None,
+    share: float = 0.25,
+    interval: int = 1,
+    threshold: float = 1e-4,
+    settle: float = 0.2,
+    grow_batch: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> PruningResult:
+    """Train the architecture of ``network`` from scratch under a group lasso and remove filters between epochs.
+
+    See `rlprune.prune` for the arguments that are not described here.
+
+    Args:
+        network: its weights are not used.
+        example_input: see `rlprune.prune`.
+        budgets: see above; a network that is below them stays as it is.
+        data: needed.
+        training: the schedule, or some of its values by name; by default `Training()`. Distillation plays no part.
+        share: of the lasso in the loss of the first iteration, in (0, 1); sets its strength λ, once. The paper: 0.2 to
+            0.25, for 182 epochs. How far it takes a norm grows with the number of steps and falls with that of filters:
+            in a few epochs few filters go to 0, and a share of one half and more can keep a network from learning.
+        interval: epochs from one removal to the next (the paper: 10).
+        threshold: a filter leaves when every weight that reads it is smaller than this.
+        settle: share of the epochs that are left when the budgets are enforced; 0 for after the last.
+        grow_batch: let the batch grow by as much as an image's activations shrink, by quarters of the first one's
+            size, and the learning rate in proportion.
+        seed: of weights, shuffling and crops.
+        progress: show a bar.
+        options: those of `rlprune.peers.judged.judged`.
+
+    Returns:
+        the trained network. ``history`` has a row an epoch: epoch, loss (of classification), train_accuracy,
+        validation_accuracy (percent), strength (λ), lasso (its share of the whole loss, with the norms at the end),
+        filters, parameters, macs of what goes on, training_macs so far (3 · MACs · images: forward, and twice that
+        backward), dense_training_macs (the same for the unpruned network), batch_size, seconds.
+
+    Raises:
+        InputError: no data, values that make no sense, or a module whose weights cannot be made anew.
+    """
+    training = training if isinstance(training, Training) else Training.of(training or {})
+    if data is None:
+        raise InputError("PruneTrain trains from scratch: give data.")
+    if not (0 < share < 1 and 0 <= settle < 1 and interval >= 1 and threshold > 0):
+        raise InputError(
+            "share must lie in (0, 1), settle in [0, 1), interval be at least 1 and threshold above 0, not "
+            f"share={share}, settle={settle}, interval={interval}, threshold={threshold}."
+        )
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
+    if len(evaluator.data.train) < training.batch_size:
+        raise InputError(
+            f"{len(evaluator.data.train)} training images do not fill one batch of {training.batch_size}: lower "
+            "batch_size."
+        )
+    start, device = time.perf_counter(), evaluator.data.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # of dropout, which has no generator of its own
+        run = _Run(candidates, evaluator, training, share, seed)
+        with tqdm(desc="train", mininterval=1, disable=not progress) as bar:
+            for epoch in range(1, training.epochs + 1):
+                began, rates = time.perf_counter(), run.train(epoch, bar)
+                if epoch % interval == 0:
+                    run.remove_silent(threshold)
+                if epoch in (max(1, training.epochs - round(settle * training.epochs)), training.epochs):
+                    run.enforce()
+                run.record(epoch, rates, began)
+                if grow_batch:
+                    run.grow()
+    seconds = time.perf_counter() - start
+    return delivered(candidates, evaluator, run.network, run.alive, run.history, seconds, "prunetrain")
+
+
+class _Run:
+    """A training run on a network that shrinks.
+
+    Attributes:
+        network: as it is now.
+        groups: its filter groups, in the order of the unpruned network's.
+        alive: which filters of the unpruned network are left, a keep mask per group.
+        batch_size: images a step, now.
+        strength: λ.
+        history: a row per epoch.
+    """
+
+    def __init__(
+        self, candidates: Candidates, evaluator: Evaluator, training: Training, share: float, seed: int
+    ) -> None:
+        self.candidates, self.evaluator, self.training = candidates, evaluator, training
+        self.data: Dataset = evaluator.data
+        self.network = fresh(candidates.network, seed).to(self.data.device, memory_format=torch.channels_last)
+        self.groups: Sequence[FilterGroup] = candidates.groups
+        self.alive = [torch.ones(group.size, dtype=torch.bool) for group in self.groups]
+        self.batch_size = training.batch_size
+        self.history: list[dict[str, float]] = []
+        self.macs = self.dense = 0
+        self.generator = torch.Generator().manual_seed(seed)
+        self.activations = activations(self.network, candidates.example_input)
+        self._prepare()
+        images, labels = next(self.data.augmented(self.batch_size, torch.Generator().manual_seed(seed), 1))
+        with torch.no_grad(), masked(self.network.train(), (), ()), half_precision(images.device):
+            logits = self.network(images)  # of the first iteration; the statistics of batch norm stay as they were
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=training.label_smoothing)
+        self.strength = share / (1 - share) * float(loss) / float(self.lasso.norms().sum())
+
+    def train(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        """One epoch as of `rlprune.training.fit`; its loss and accuracy."""
+        steps, predictor = len(self.data.train) // self.batch_size, self.candidates.predictor
+        first = self.training.batch_size
+        self.macs += 3 * predictor.macs(widths(self.alive)) * steps * self.batch_size
+        self.dense += 3 * predictor.macs(self.candidates.sizes) * (len(self.data.train) // first * first)
+
+        def rate(step: int) -> float:  # up and down as in `fit`, but by images: larger batches make fewer steps
+            done = (epoch - 1 + step / steps) / self.training.epochs
+            return self.batch_size / first * float(np.interp(done, [0, self.training.warmup, 1], [0.1, 1, 1e-4]))
+
+        bar.total = bar.n + steps * (self.training.epochs - epoch + 1)
+        batches = self.data.augmented(self.batch_size, self.generator, epoch)
+        return _epoch(self.network, batches, self.training, self.optimizer, LambdaLR(self.optimizer, rate), None, bar)
+
+    def record(self, epoch: int, rates: dict[str, float], began: float) -> None:
+        """Add the row of an epoch to `history`."""
+        kept, penalty = widths(self.alive), self.strength * float(self.lasso.norms().sum())
+        row = {"epoch": epoch, "loss": rates["loss"], "train_accuracy": rates["train_accuracy"]}
+        row |= {"validation_accuracy": accuracy(self.network, self.data, self.data.validation)}
+        row |= {"strength": self.strength, "lasso": penalty / (penalty + rates["loss"]), "filters": sum(kept)}
+        row |= {"parameters": self.candidates.predictor.parameters(kept), "macs": self.candidates.predictor.macs(kept)}
+        row |= {"training_macs": self.macs, "dense_training_macs": self.dense, "batch_size": self.batch_size}
+        self.history.append({**row, "seconds": time.perf_counter() - began})
+
+    def remove_silent(self, threshold: float) -> None:
+        """Remove the filters that nothing reads; every group keeps its least, and a multiple as asked for."""
+        keeps, multiple = [], self.candidates.multiple
+        for reading, least in zip(self.lasso.reading(), self.candidates.least, strict=True):
+            width = -(-int((reading >= threshold).sum()) // multiple) * multiple
+            keeps += keep_top([reading], [min(max(width, least), len(reading))])
+        self._remove(keeps)
+
+    def enforce(self) -> None:
+        """Bring the network within every budget; what is cut then recovers."""
+        candidates, evaluator, target = self.candidates, self.evaluator, None
+        for attempt in range(TRIES + 2):  # the second and further ones for a cost that is noisy
+            costs = candidates.measured(self.network).values()
+            if all(cost["value"] <= cost["limit"] for cost in costs):
+                break
+            if attempt == 0 and evaluator.calibration is not None:
+                target = outputs(self.network, evaluator.calibration)
+            values = [torch.full((len(alive),), -1.0) for alive in self.alive]  # of those that are gone
+            for value, alive, norms in zip(values, self.alive, self.lasso.split(self.lasso.norms()), strict=True):
+                value[alive] = norms
+            kept = np.array(widths(self.alive))
+            wanted = candidates.widths(0.93 * kept / candidates.sizes) if attempt else thresholded(candidates, values)
+            wanted = np.minimum(kept, wanted if attempt < TRIES else candidates.anchor)
+            masks = keep_top(values, wanted.tolist())
+            self._remove([mask[alive] for mask, alive in zip(masks, self.alive, strict=True)])
+        if target is not None:
+            recover(self.network, evaluator.calibration, target if evaluator.ridge else None, evaluator.ridge)
+
+    def grow(self) -> None:
+        """Let the batch grow by as much as the activations of an image have shrunk."""
+        first, now = self.training.batch_size, activations(self.network, self.candidates.example_input)
+        unit = max(1, first // 4)
+        room = min(first * self.activations // now, len(self.data.train))
+        self.batch_size = max(self.batch_size, room // unit * unit)
+
+    def _remove(self, keeps: list[Tensor]) -> None:
+        """Rebuild the network, and with it the momentum of SGD, from what is kept, a mask per present group."""
+        if all(bool(keep.all()) for keep in keeps):
+            return
+        momenta: dict[int, Any] = {}
+        for parameter in self.network.parameters():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            momenta[id(parameter)] = nn.Parameter(torch.zeros_like(parameter) if buffer is None else buffer)
+        carried = slim(rebuild(self.network, momenta), self.groups, keeps)
+        self.network, self.groups = slim(self.network, self.groups, keeps), remaining(self.groups, keeps)
+        for alive, keep in zip(self.alive, keeps, strict=True):
+            alive[alive.clone()] = keep
+        self._prepare()
+        for parameter, buffer in zip(self.network.parameters(), carried.parameters(), strict=True):
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer.detach()
+
+    def _prepare(self) -> None:
+        """Lasso and optimizer of the network as it is."""
+        lasso = self.lasso = _Lasso(self.network, self.groups, self.candidates.least)
+        self.optimizer = _optimizer(self.network, self.training)
+
+        def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            lasso.shrink(self.strength * optimizer.param_groups[0]["lr"] / (1 - self.training.momentum))
+
+        self.optimizer.register_step_post_hook(pull)
+
+
+class _Lasso:
+    """The norms of a network's filters, all groups' in one row, and the step that shrinks them.
+
+    Args:
+        network: its weights are changed in place by `shrink`.
+        groups: its filter groups.
+        least: how many filters of each are spared.
+    """
+
+    def __init__(self, network: nn.Module, groups: Sequence[FilterGroup], least: Sequence[int]) -> None:
+        self.sizes, self.least = [group.size for group in groups], least
+        self.device = next(network.parameters()).device
+        parts: dict[tuple[int, int], tuple[Tensor, int, bool, Tensor]] = {}
+        modules, first = dict(network.named_modules()), 0
+        for group in groups:
+            for part in group.slices:
+                module = modules[part.module]
+                for name, dim in carriers(module, part.axis)[0].items():
+                    tensor = getattr(module, name)
+                    if isinstance(tensor, nn.Parameter) and tensor.ndim > 1:
+                        # places that are in no group belong to one filter more, whose norm nobody asks for
+                        nobody = torch.full((tensor.shape[dim],), sum(self.sizes))
+                        owner = parts.setdefault((id(tensor), dim), (tensor, dim, part.axis == "in", nobody))[-1]
+                        inside = part.index < len(owner)  # an axis of a grouped convolution repeats its weight's
+                        owner[part.index[inside]] = first + part.source[inside]
+            first += group.size
+        self.parts = [(tensor, dim, reads, owner.to(self.device)) for tensor, dim, reads, owner in parts.values()]
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Per group, on the CPU."""
+        return list(values.cpu().split(self.sizes))
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """Of every filter, (filters,)."""
+        total = torch.zeros(sum(self.sizes) + 1, device=self.device)
+        for tensor, dim, _, owner in self.parts:
+            total.index_add_(0, owner, tensor.float().square().sum([d for d in range(tensor.ndim) if d != dim]))
+        return total[:-1].sqrt()
+
+    @torch.no_grad()
+    def reading(self) -> list[Tensor]:
+        """The largest absolute weight that reads each filter, per group."""
+        largest = torch.zeros(sum(self.sizes) + 1, device=self.device)
+        for tensor, dim, reads, owner in self.parts:
+            if reads:
+                found = tensor.float().abs().amax([d for d in range(tensor.ndim) if d != dim])
+                largest.scatter_reduce_(0, owner, found, "amax")
+        return self.split(largest[:-1])
+
+    @torch.no_grad()
+    def shrink(self, step: float) -> None:
+        """Take ``step`` off every norm, down to 0, but those of each group's strongest filters."""
+        norms = self.norms()
+        factors = (1 - step / norms.clamp_min(1e-12)).clamp_min(0)
+        for values, of_group, least in zip(norms.split(self.sizes), factors.split(self.sizes), self.least, strict=True):
+            of_group[values.topk(least).indices] = 1
+        factors = torch.cat([factors, factors.new_ones(1)])
+        for tensor, dim, _, owner in self.parts:
+            tensor.mul_(factors[owner].view([-1 if d == dim else 1 for d in range(tensor.ndim)]))
+
+
+def fresh(network: nn.Module, seed: int) -> nn.Module:
+    """The same architecture with new weights, all of which are trained.
+
+    Raises:
+        InputError: a module cannot make its weights anew.
+    """
+    architecture = getattr(network, "architecture", None)
+    made = build(**architecture, seed=seed) if architecture else network
+    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (network, made)]
+    if architecture and shapes[0] == shapes[1]:  # a slim network names the architecture that it comes from
+        return made.requires_grad_()
+    made = rebuild(network, {}).cpu()  # where the same numbers are drawn for every device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in made.named_modules():
+            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+            if reset is not None:
+                reset()
+            elif next(module.parameters(recurse=False), None) is not None:
+                raise InputError(f"The weights of module {name!r} cannot be made anew: give it reset_parameters().")
+    return made.requires_grad_()
+
+
+def remaining(groups: Sequence[FilterGroup], keeps: Sequence[Tensor]) -> list[FilterGroup]:
+    """The groups of ``slim(network, groups, keeps)``, without tracing it."""
+    axes: dict[tuple[str, str], Tensor] = {}  # (module, axis) → which of its places stay
+    for group, keep in zip(groups, keeps, strict=True):
+        for part in group.slices:
+            stays = axes.setdefault((part.module, part.axis), torch.ones(part.length, dtype=torch.bool))
+            stays[part.index] = keep[part.source]
+    result = []
+    for group, keep in zip(groups, keeps, strict=True):
+        parts = []
+        for part in group.slices:
+            stays, ours = axes[part.module, part.axis], keep[part.source]
+            index, source = (stays.cumsum(0) - 1)[part.index[ours]], (keep.cumsum(0) - 1)[part.source[ours]]
+            parts.append(Slice(part.module, part.axis, int(stays.sum()), index, source))
+        result.append(FilterGroup(group.name, int(keep.sum()), tuple(parts)))
+    return result
+
+
+@torch.no_grad()
+def activations(network: nn.Module, example_input: Tensor) -> int:
+    """Numbers that the innermost modules put out for one image: what training keeps in memory of it."""
+    sizes: list[int] = []
+    inner = [module for module in network.modules() if next(module.children(), None) is None]
+    hooks = [module.register_forward_hook(lambda m, x, y: sizes.append(y.numel())) for module in inner]
+    mode = network.training
+    network.eval()(example_input[:1])
+    network.train(mode)
+    for hook in hooks:
+        hook.remove()
+    return sum(sizes)

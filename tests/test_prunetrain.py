@@ -1,0 +1,269 @@
+"""PruneTrain: a network that is trained from scratch and loses its filters on the way."""
+
+import copy
+import itertools
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import rlprune
+from rlprune import Budget, networks
+from rlprune.costs import macs, parameters
+from rlprune.errors import InputError
+from rlprune.peers.judged import judged
+from rlprune.peers.prunetrain import _Lasso, _Run, activations, fresh, prunetrain, remaining
+from rlprune.training import Training
+
+SMALL = {"images": 150, "recalibration": 150}
+SHORT = {"epochs": 3, "batch_size": 32, "learning_rate": 0.1}
+ALL = [Budget("parameters", 1.0)]  # no budget to speak of
+
+
+def pruned(network, data, budgets=ALL, training=SHORT, **options):
+    return prunetrain(network, data.example, budgets, data, training, progress=False, evaluation=SMALL, **options)
+
+
+def residual():
+    return networks.ResNet([1, 1], [8, 16]).eval()
+
+
+def started(network, data, share=0.5, **schedule):
+    """A run before its first step."""
+    candidates, evaluator = judged(network, data.example, ALL, data, evaluation=SMALL)
+    return _Run(candidates, evaluator, Training(**{**SHORT, **schedule}), share, seed=0)
+
+
+class Bar:
+    """In place of tqdm's."""
+
+    n = total = 0
+
+    def update(self):
+        self.n += 1
+
+    def set_postfix(self, **figures):
+        pass
+
+
+@pytest.mark.parametrize("settle", [0, 0.4])
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_within_every_budget_and_the_network_given_stays(kind, settle, trained, digits):
+    network = trained if kind == "plain" else residual()
+    before = copy.deepcopy(network.state_dict())
+    budgets = [Budget("parameters", 0.3), Budget("macs", 0.4)]
+    result = pruned(network, digits, budgets, settle=settle)
+    for budget in budgets:
+        assert budget.cost(result.network, digits.example) <= budget.limit * budget.cost(network, digits.example)
+    # the masks lead from the unpruned network to the shapes of the one returned
+    groups = rlprune.trace(network, digits.example)
+    shapes = {name: tensor.shape for name, tensor in rlprune.slim(network, groups, result.masks).state_dict().items()}
+    assert {name: tensor.shape for name, tensor in result.network.state_dict().items()} == shapes
+    last = result.history.iloc[-1]
+    assert (last["parameters"], last["macs"]) == tuple(c(result.network, digits.example) for c in (parameters, macs))
+    assert last["filters"] == sum(mask.sum() for mask in result.masks)
+    assert len(result.history) == 3
+    assert result.method == "prunetrain"
+    assert not network.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_it_learns_and_what_it_saves_is_counted(trained, digits):
+    schedule = {"epochs": 6, "batch_size": 16, "learning_rate": 0.1}
+    result = pruned(trained, digits, [Budget("parameters", 0.5)], schedule, share=0.4)
+    history, images = result.history, len(digits.train) // 16 * 16
+    assert result.reward > 85
+    assert history["filters"].is_monotonic_decreasing
+    assert history["filters"].iloc[-3] < 112  # by the lasso alone, before the budget is enforced
+    whole = macs(trained, digits.example)
+    assert history["dense_training_macs"].tolist() == [3 * whole * images * epoch for epoch in range(1, 7)]
+    during = [whole, *history["macs"].iloc[:-1]]  # an epoch runs on what the one before it left
+    assert history["training_macs"].diff().fillna(history["training_macs"]).tolist() == [3 * n * images for n in during]
+    assert history["training_macs"].iloc[-1] < 0.9 * history["dense_training_macs"].iloc[-1]
+
+
+def test_the_lasso_has_its_share_of_the_first_loss(trained, digits):
+    share = 0.23
+    history = pruned(trained, digits, training={**SHORT, "epochs": 1}, share=share, seed=4).history
+    network = fresh(trained, 4).train()
+    images, labels = next(digits.augmented(32, torch.Generator().manual_seed(4), 1))
+    loss = F.cross_entropy(network(images), labels, label_smoothing=0.1).item()
+    layers = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    norms = 0.0
+    for ingoing, outgoing in itertools.pairwise(layers):
+        for i in range(len(ingoing)):
+            norms += (ingoing[i].square().sum() + outgoing[:, i].square().sum()).sqrt().item()
+    penalty = history["strength"].iloc[0] * norms
+    # bfloat16 in the one loss, where the machine has it
+    assert penalty / (penalty + loss) == pytest.approx(share, rel=0.01)
+
+
+def test_same_seed_same_result_and_only_the_architecture_counts(trained, digits):
+    def network(seed):
+        torch.manual_seed(seed)
+        inner = [nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU()]
+        return nn.Sequential(*inner, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8, 10)).eval()
+
+    def run(start, seed):
+        torch.manual_seed(start)
+        result = pruned(network(start), digits, [Budget("macs", 0.5)], seed=seed)
+        return result.history.drop(columns="seconds"), result.network.state_dict()
+
+    (first, weights), (second, again), (third, _) = run(1, 3), run(2, 3), run(1, 4)
+    pd.testing.assert_frame_equal(first, second)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights.items())
+    assert not first.equals(third)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_a_rebuild_changes_nothing_and_carries_the_momentum(kind, trained, digits):
+    run = started(trained if kind == "plain" else residual(), digits, share=0.01)
+    run.train(1, Bar())  # batch norm has biases now, SGD momentum
+    generator = torch.Generator().manual_seed(0)
+    gone = [torch.rand(group.size, generator=generator) < 0.4 for group in run.groups]
+    with torch.no_grad():
+        for tensor, dim, reads, owner in run.lasso.parts:
+            if reads:  # what makes a filter, batch norm included, is left as it is: it need not be silent
+                tensor.index_fill_(dim, torch.cat([*gone, torch.tensor([False])])[owner].nonzero().flatten(), 0)
+    big = run.network
+    assert any(module.bias.abs().max() > 0 for module in big.modules() if isinstance(module, nn.BatchNorm2d))
+    for parameter, state in run.optimizer.state.items():
+        state["momentum_buffer"].copy_(2 * parameter.detach())  # a mark of where it belongs
+    run.remove_silent(1e-4)
+    assert [int(mask.sum()) for mask in run.alive] == [int((~mask).sum()) for mask in gone]
+    images = digits.normalise(digits.train.images[:40])
+    for mode in (False, True):  # `train` last: it changes the statistics
+        with torch.no_grad():
+            expected, found = big.train(mode)(images), run.network.train(mode)(images)
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for parameter in run.network.parameters():
+        assert torch.equal(run.optimizer.state[parameter]["momentum_buffer"], 2 * parameter.detach())
+    run.train(2, Bar())  # and on it goes
+    assert parameters(run.network, digits.example) == run.candidates.predictor.parameters(
+        [int(mask.sum()) for mask in run.alive]
+    )
+
+
+@given(st.integers(0, 10**6), st.floats(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_a_step_takes_as_much_off_every_norm_down_to_exactly_zero(digits_example, seed, step):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+    lasso = _Lasso(network, rlprune.trace(network, digits_example), [2])
+    before, bias = lasso.norms(), network[0].bias.clone()
+    assert torch.allclose(before**2, network[0].weight.square().sum((1, 2, 3)) + network[3].weight.square().sum(0))
+    lasso.shrink(step)
+    expected = (before - step).clamp_min(0)
+    spared = before.topk(2).indices
+    expected[spared] = before[spared]
+    assert torch.allclose(lasso.norms(), expected, atol=1e-5)
+    assert (network[0].weight[expected == 0] == 0).all()
+    assert torch.equal(network[0].bias, bias)
+
+
+@pytest.fixture(scope="module")
+def digits_example(digits):
+    return digits.example
+
+
+def test_what_remains_is_what_a_trace_finds(digits):
+    grouped = nn.Sequential(
+        *[nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()],
+        *[nn.Conv2d(8, 12, 3, 2), nn.ReLU(), nn.Conv2d(12, 12, 3, groups=3), nn.AdaptiveAvgPool2d(2), nn.Flatten()],
+        nn.Linear(48, 10),
+    )
+    for network in (residual(), grouped.eval()):
+        groups = rlprune.trace(network, digits.example)
+        masks = [torch.arange(group.size) % 3 != 1 for group in groups]
+        small = rlprune.slim(network, groups, masks)
+        found, expected = remaining(groups, masks), rlprune.trace(small, digits.example)
+        assert [(group.name, group.size) for group in found] == [(group.name, group.size) for group in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert {described(part) for part in one.slices} == {described(part) for part in other.slices}
+
+
+def described(part):
+    pairs = sorted(zip(part.index.tolist(), part.source.tolist(), strict=True))
+    return part.module, part.axis, part.length, tuple(pairs)
+
+
+def test_a_group_keeps_its_least_and_multiples(trained, digits):
+    result = pruned(trained, digits, [Budget("parameters", 0.5)], share=0.99, multiple=4, minimum=3)
+    widths = [int(mask.sum()) for mask in result.masks]
+    assert all(width >= 4 and width % 4 == 0 for width in widths)
+    assert min(widths) == 4  # so strong a lasso would take all
+    assert all(torch.isfinite(tensor).all() for tensor in result.network.state_dict().values())
+
+
+def test_the_batch_grows_with_the_memory_set_free(trained, digits):
+    schedule = {"epochs": 4, "batch_size": 32, "learning_rate": 0.05}
+    result = pruned(trained, digits, [Budget("macs", 0.2)], schedule, settle=0.7, grow_batch=True)
+    sizes = result.history["batch_size"].tolist()
+    assert sizes[0] == 32
+    assert all(size % 8 == 0 for size in sizes)
+    freed = activations(trained, digits.example) / activations(result.network, digits.example)
+    assert 32 * freed - 8 < sizes[-1] <= 32 * freed
+    assert sizes[-1] > 40
+    images = [len(digits.train) // size * size for size in sizes]
+    spent = [macs(trained, digits.example), *result.history["macs"].iloc[:-1]]
+    total = sum(3 * of_image * count for of_image, count in zip(spent, images, strict=True))
+    assert result.history["training_macs"].iloc[-1] == total
+
+
+def test_the_learning_rate_is_that_of_fit(trained, digits):
+    run = started(trained, digits, share=0.01, epochs=2)
+    rates = []
+    run.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    for epoch in (1, 2):
+        run.train(epoch, Bar())
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.1, len(rates), pct_start=0.25, anneal_strategy="linear", cycle_momentum=False, div_factor=10
+    )
+    expected = []
+    for _ in rates:
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(expected, abs=0.1 / len(rates) * 8)
+    assert max(rates) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_slim_network_stays_slim(digits):
+    network = networks.build("resnet20").eval()
+    assert all(torch.equal(a, b) for a, b in zip(fresh(network, 0).parameters(), network.parameters(), strict=True))
+    groups = rlprune.trace(network, digits.example)
+    small = rlprune.slim(network, groups, [torch.arange(group.size) % 2 == 0 for group in groups])
+    made = fresh(small, 1)
+    assert [p.shape for p in made.parameters()] == [p.shape for p in small.parameters()]
+    assert not torch.equal(next(made.parameters()), next(small.parameters()))
+
+
+def test_bad_input_is_named(trained, digits):
+    with pytest.raises(InputError, match="give data"):
+        prunetrain(trained, digits.example, ALL, evaluate=lambda network: 0.0)
+    wrong = [{"share": 0}, {"share": 1}, {"settle": 1}, {"interval": 0}, {"threshold": 0}]
+    for options in wrong:
+        with pytest.raises(InputError, match="share must lie"):
+            pruned(trained, digits, **options)
+    with pytest.raises(InputError, match="Unknown training parameter 'epoch'"):
+        pruned(trained, digits, training={"epoch": 3})
+    with pytest.raises(InputError, match="do not fill one batch of 5000"):
+        pruned(trained, digits, training=Training(batch_size=5000))
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return x * self.scale
+
+    own = nn.Sequential(Scaled(), nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    with pytest.raises(InputError, match="module '0' cannot be made anew"):
+        pruned(own, digits)
