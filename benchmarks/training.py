@@ -54,7 +54,7 @@ def main():
     print("| network | bare loop, images/s | fit, images/s | fit / bare (median, min–max) |\n|---|---|---|---|")
     for name in sys.argv[1:] or ["vgg11", "resnet18"]:
         network = networks.build(name).to(device, memory_format=torch.channels_last)
-        optimizer = training._optimizer(network, training.Training())
+        optimizer = training.sgd(network, training.Training())
         images, labels = next(dataset.augmented(BATCH, generator))
         bare(network, optimizer, images, labels)  # warm-up
         pairs = [(bare(network, optimizer, images, labels), ours(network, dataset)) for _ in range(PAIRS)]

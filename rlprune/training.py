@@ -127,7 +127,7 @@ def fit(
         )
     network.to(device=data.device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = _optimizer(network, training)
+    optimizer = sgd(network, training)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=training.learning_rate,
@@ -155,7 +155,7 @@ def fit(
     with tqdm(total=total, initial=done, desc=progress, mininterval=1, disable=progress is None) as bar:
         for epoch in range(len(history) + 1, training.epochs + 1):
             batches = data.augmented(training.batch_size, generator, epoch)
-            row = _epoch(network, batches, training, optimizer, schedule, teacher, bar)
+            row = one_epoch(network, batches, training, optimizer, schedule, teacher, bar)
             row["validation_accuracy"] = accuracy(network, data, data.validation)
             seconds = earlier + time.perf_counter() - start
             history.append({"epoch": epoch, **row, "seconds": seconds})
@@ -173,7 +173,7 @@ def fit(
     return pd.DataFrame(history)
 
 
-def _epoch(
+def one_epoch(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     training: Training,
@@ -182,7 +182,11 @@ def _epoch(
     teacher: nn.Module | None,
     bar: tqdm,
 ) -> dict[str, float]:
-    """One pass over the training split: mean loss, accuracy in percent, images per second."""
+    """Train on some batches.
+
+    Returns:
+        loss (mean), train_accuracy in percent, images_per_second.
+    """
     network.train()
     device = next(network.parameters()).device
     total_loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -220,7 +224,7 @@ def _loss(logits: Tensor, labels: Tensor, training: Training, imitated: Tensor |
     return (1 - training.distillation) * loss + training.distillation * warm**2 * divergence
 
 
-def _optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+def sgd(network: nn.Module, training: Training) -> torch.optim.Optimizer:
     """SGD; weight decay spares biases and batch norm, which it would only hold back."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [

@@ -196,7 +196,7 @@ def test_stopped_stage_goes_on(tmp_path, monkeypatch):
     from rlprune import training
 
     prepare.run("digits", tmp_path)
-    real, calls = training._epoch, []
+    real, calls = training.one_epoch, []
 
     def stop_in_third(*args):
         calls.append(1)
@@ -204,7 +204,7 @@ def test_stopped_stage_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(training, "_epoch", stop_in_third)
+    monkeypatch.setattr(training, "one_epoch", stop_in_third)
     with pytest.raises(KeyboardInterrupt):
         baseline.run("digits_resnet20", tmp_path, progress=False)
     assert not (tmp_path / "results/quick").exists()

@@ -46,14 +46,14 @@ def test_stopped_run_ends_as_if_never_stopped(digits, tmp_path, monkeypatch):
     whole, part = small(), small()
     expected = fit(whole, digits, SCHEDULE, progress=None)
     path = tmp_path / "run.pt"
-    real = training._epoch
+    real = training.one_epoch
 
     def stop_in_second(*args):
         if path.exists():
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(training, "_epoch", stop_in_second)
+    monkeypatch.setattr(training, "one_epoch", stop_in_second)
     with pytest.raises(KeyboardInterrupt):
         fit(part, digits, SCHEDULE, checkpoint=path, progress=None)
     monkeypatch.undo()

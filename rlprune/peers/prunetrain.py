@@ -39,7 +39,7 @@ from rlprune.own import OwnData
 from rlprune.peers.judged import delivered, judged
 from rlprune.peers.ranked import thresholded
 from rlprune.result import PruningResult
-from rlprune.training import Training, _epoch, _optimizer, accuracy, half_precision
+from rlprune.training import Training, accuracy, half_precision, one_epoch, sgd
 
 
 def prunetrain(
@@ -165,7 +165,9 @@ class _Run:
 
         bar.total = bar.n + steps * (self.training.epochs - epoch + 1)
         batches = self.data.augmented(self.batch_size, self.generator, epoch)
-        return _epoch(self.network, batches, self.training, self.optimizer, LambdaLR(self.optimizer, rate), None, bar)
+        return one_epoch(
+            self.network, batches, self.training, self.optimizer, LambdaLR(self.optimizer, rate), None, bar
+        )
 
     def record(self, epoch: int, rates: dict[str, float], began: float) -> None:
         """Add the row of an epoch to `history`."""
@@ -231,7 +233,7 @@ class _Run:
     def _prepare(self) -> None:
         """Lasso and optimizer of the network as it is."""
         lasso = self.lasso = _Lasso(self.network, self.groups, self.candidates.least)
-        self.optimizer = _optimizer(self.network, self.training)
+        self.optimizer = sgd(self.network, self.training)
 
         def pull(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             lasso.shrink(self.strength * optimizer.param_groups[0]["lr"] / (1 - self.training.momentum))

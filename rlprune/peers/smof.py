@@ -40,7 +40,7 @@ from rlprune.own import OwnData
 from rlprune.peers.judged import delivered, judged
 from rlprune.peers.rings import Scales, removable, without_rings
 from rlprune.result import PruningResult
-from rlprune.training import Training, _optimizer, accuracy, half_precision
+from rlprune.training import Training, accuracy, half_precision, sgd
 
 FIRST = 0.1  # λ to begin with
 GAIN = 20.0  # by how many powers of e λ grows in the whole fading while the cost is e times the curve's
@@ -138,7 +138,7 @@ class _Run:
         self.settling, self.taken = steps - self.fading, 0
         self.network = rebuild(candidates.network, {}).requires_grad_(True).to(memory_format=torch.channels_last)
         self.masks: list[Tensor] | None = None
-        self.optimizer = _optimizer(self.network, schedule)
+        self.optimizer = sgd(self.network, schedule)
         self.example = example = candidates.example_input
         self.scales = Scales(self.network, candidates.groups, example, rings)
         self.means = [torch.zeros_like(value) for value in self.scales.values()]
@@ -222,7 +222,7 @@ class _Run:
                 whole, [v + LATE * m for v, m in zip(values, self.means, strict=True)]
             )
             self.network.to(memory_format=torch.channels_last)
-            self.optimizer = _optimizer(self.network, self.schedule)
+            self.optimizer = sgd(self.network, self.schedule)
 
     def _best(self, whole: nn.Module, scores: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
         """The slim network within every budget, and its masks, that the lowest threshold leaves."""

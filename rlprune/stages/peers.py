@@ -15,5 +15,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     Returns:
         the metrics of the fine-tuning.
     """
-    search.run(name, root, progress, METHODS)
-    return finetune.run(name, root, progress)
+    _, checkpoints = search.searched(name, root, progress, METHODS)
+    metrics = finetune.run(name, root, progress)
+    search.tidy(checkpoints)
+    return metrics

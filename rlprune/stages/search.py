@@ -60,16 +60,27 @@ def settings(here: Project, name: str, others: Mapping[str, Method] = REFERENCES
     return chosen
 
 
-def run(
-    name: str, root: str | Path | None = None, progress: bool = True, others: Mapping[str, Method] = REFERENCES
-) -> dict[str, Any]:
+def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
     """Search with every method and seed of an experiment; write networks, metrics.json and history.csv.
 
     A stage that was killed goes on with the search that it was at; an agent's goes on from its last update.
-    ``$RLPRUNE_JOBS`` searches run side by side. ``others`` are the methods beside the agents, by name.
+    ``$RLPRUNE_JOBS`` searches run side by side.
 
     Returns:
         the metrics written.
+    """
+    metrics, checkpoints = searched(name, root, progress, REFERENCES)
+    tidy(checkpoints)
+    return metrics
+
+
+def searched(
+    name: str, root: str | Path | None, progress: bool, others: Mapping[str, Method]
+) -> tuple[dict[str, Any], list[Path]]:
+    """As `run`, with ``others`` as the methods beside the agents, by name.
+
+    Returns:
+        the metrics written, and the checkpoints, from which another call finds all searches finished.
     """
     here = project(root)
     entry, chosen, limits = here.entry("experiments", name), settings(here, name, others), budgets(here, name)
@@ -105,9 +116,13 @@ def run(
     lacking = [column for column in ("episode", "steps", "reward", "best") if column not in history]
     history[lacking] = float("nan")  # where no method tries candidates one after the other
     metrics = write_results(folder, data, head, {"methods": outcome}, history)
+    return metrics, checkpoints
+
+
+def tidy(checkpoints: list[Path]) -> None:
+    """Remove what is needed no more."""
     for path in checkpoints:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    return metrics
 
 
 def _ahead(name: str, root: Path, method: str, seed: int, others: Mapping[str, Method]) -> None:

@@ -1,0 +1,152 @@
+"""Stage peers for real: every method, from a baseline to the report, on digits."""
+
+import json
+
+import pytest
+import yaml
+
+from rlprune import data, load
+from rlprune.costs import parameters
+from rlprune.errors import InputError
+from rlprune.networks import build
+from rlprune.stages import baseline, check, finetune, peers, prepare, search, tables
+
+METHODS = ["layerwise", "genetic", "prunenet", "prunetrain", "smof", "hfp", "uniform"]
+SHORT = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05}
+TINY = {
+    "datasets": {"digits": {"validation": 0.2, "seed": 0}},
+    "suites": {
+        "tiny": {
+            "baseline": SHORT,
+            "search": {
+                "episodes": 10,
+                "evaluation": {"images": 100, "recalibration": 100},
+                "options": {
+                    "genetic": {"images": 64, "patches": 256},
+                    "prunenet": {"rounds": 4, "steps": 2, "images": 200},
+                    "prunetrain": {"training": SHORT},
+                    "smof": {"epochs": 2, "batch_size": 64},
+                    "hfp": {"epochs": 2, "batch_size": 64},
+                },
+            },
+            "finetune": {**SHORT, "epochs": 1},
+        }
+    },
+    "baselines": {"small": {"suite": "tiny", "dataset": "digits", "network": "resnet20", "seeds": [0]}},
+    "experiments": {},
+    "comparisons": {
+        "all": {
+            "suite": "tiny",
+            "baseline": "small",
+            "budgets": {"parameters": 0.3},
+            "methods": METHODS,
+            "seeds": [0],
+        }
+    },
+}
+
+
+def write(folder, params):
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peers")
+    write(folder, TINY)
+    check.run(folder)
+    prepare.run("digits", folder)
+    baseline.run("small", folder, progress=False)
+    peers.run("all", folder, progress=False)
+    return folder
+
+
+def metrics(folder, stage):
+    return json.loads((folder / "results/tiny/all" / stage / "metrics.json").read_text())
+
+
+def test_every_method_ends_within_budget_on_the_slim_network(here):
+    example = data.load("digits").example
+    unpruned = parameters(build("resnet20"), example)
+    found = metrics(here, "search")["methods"]
+    assert list(found) == METHODS
+    for method in METHODS:
+        result = load(here / "weights/tiny/all/search" / method / "0")
+        assert parameters(result.network, example) <= 0.3 * unpruned
+        assert found[method]["0"]["costs"]["parameters"]["value"] == parameters(result.network, example)
+        assert result.method == method
+
+
+def test_all_are_trained_alike_and_stand_in_one_table(here):
+    tuned = metrics(here, "finetune")
+    assert list(tuned["methods"]) == METHODS
+    assert tuned["training"]["epochs"] == 1
+    assert len({run["0"]["baseline_accuracy"] for run in tuned["methods"].values()}) == 1
+    table = tables.run("tiny", here)
+    assert table["method"].tolist() == METHODS
+    assert table["accuracy"].between(0, 100).all()
+    page = (here / "reports/tiny/results.md").read_text()
+    assert "of the MACs that training the unpruned network for as long takes" in page
+    for cost in ("parameters", "macs"):
+        assert (here / f"reports/tiny/accuracy_against_{cost}.png").exists()
+
+
+def test_what_only_some_methods_have_is_recorded(here):
+    found = metrics(here, "search")["methods"]
+    dense = found["prunetrain"]["0"]["training_macs"]["dense"]
+    assert 0 < found["prunetrain"]["0"]["training_macs"]["value"] <= dense
+    kernels = found["smof"]["0"].get("kernels")
+    network = load(here / "weights/tiny/all/search/smof/0").network
+    sizes = {module.kernel_size for module in network.modules() if hasattr(module, "kernel_size")}
+    assert kernels is None or {"×".join(map(str, size)) for size in sizes} == set(kernels)
+    assert all("kernels" not in found[method]["0"] for method in METHODS if method != "smof")
+
+
+def test_a_stopped_comparison_goes_on(here, monkeypatch):
+    params = json.loads(json.dumps(TINY))
+    params["comparisons"]["some"] = {**params["comparisons"]["all"], "methods": ["uniform", "hfp"]}
+    write(here, params)
+    real = finetune.fit
+
+    def stop(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        peers.run("some", here, progress=False)
+    monkeypatch.setattr(finetune, "fit", real)
+    monkeypatch.setattr(search, "_search", stop)  # what the searches found was kept: it is not looked for again
+    tuned = peers.run("some", here, progress=False)["methods"]
+    assert not list((here / "checkpoints").iterdir())
+    for method, before in metrics(here, "finetune")["methods"].items():
+        if method in tuned:
+            assert tuned[method]["0"]["accuracy"] == before["0"]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"methods": ["magic"]}, "Unknown method 'magic'"),
+        ({"search": {"options": {"smof": {"epoch": 1}}}}, "Unknown option of smof 'epoch'"),
+        ({"search": {"options": {"slimming": {}}}}, "Unknown method 'slimming'"),
+        ({"search": {"options": {"smof": {"seed": 1}}}}, "Unknown option of smof 'seed'"),
+    ],
+)
+def test_bad_entry_is_one_sentence_before_any_work(tmp_path, change, fault):
+    params = json.loads(json.dumps(TINY))
+    params["comparisons"]["all"].update(change)
+    write(tmp_path, params)
+    with pytest.raises(InputError, match=fault):
+        check.run(tmp_path)
+
+
+def test_a_peer_has_its_place_among_comparisons(tmp_path):
+    params = json.loads(json.dumps(TINY))
+    params["experiments"] = {"other": params["comparisons"].pop("all")}
+    write(tmp_path, params)
+    with pytest.raises(InputError, match="Unknown method 'genetic'"):
+        check.run(tmp_path)
+    params["comparisons"] = dict(params["experiments"])
+    write(tmp_path, params)
+    with pytest.raises(InputError, match="'other' in params.yaml is among experiments and comparisons"):
+        check.run(tmp_path)
