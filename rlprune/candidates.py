@@ -5,29 +5,23 @@ shares become widths, widths become masks, and how a decision over budget is
 brought within it.
 """
 
-import itertools
 import statistics
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from rlprune.costs import Budget, Predictor, conditions
 from rlprune.errors import InputError, one_of
-from rlprune.evaluate import Evaluator
 from rlprune.groups import FilterGroups
 from rlprune.importance import Sample, scores
 from rlprune.masking import keep_top, slim
-from rlprune.result import PruningResult
 
 FITS = ["shrink", "scale", "wall", "none"]
 PROBES = 33  # uniform widths looked at where the smallest network is not within budget
-TRIES = 20  # ever smaller networks measured where a noisy cost refuses those that the search found
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,8 @@ class Candidates:
         groups: its filter groups.
         example_input: what costs are measured with.
         budgets: all of them are to be met.
-        criterion: which filters of a group stay, see `rlprune.importance.scores`.
+        criterion: which filters of a group stay, see `rlprune.importance.scores`; or a function of these candidates
+            that gives a score per filter, one tensor (size,) per group.
         sample: images and labels, for a criterion that looks at data.
         minimum: filters that every group keeps at least.
         multiple: what is kept of a group is a multiple of this, or all of it.
@@ -73,7 +68,7 @@ class Candidates:
         groups: FilterGroups,
         example_input: Tensor,
         budgets: Sequence[Budget],
-        criterion: str = "magnitude",
+        criterion: "str | Callable[[Candidates], list[Tensor]]" = "magnitude",
         sample: Sample | None = None,
         minimum: int = 1,
         multiple: int = 1,
@@ -84,7 +79,7 @@ class Candidates:
         self.sizes = np.array([group.size for group in groups])
         least = -(-max(minimum, 1) // multiple) * multiple
         self.least = np.minimum(least, self.sizes).tolist()
-        self.scores = scores(network, groups, criterion, sample)
+        self._scores = scores(network, groups, criterion, sample) if isinstance(criterion, str) else criterion
         self.predictor = Predictor(network, groups, example_input)
         self._values: dict[tuple[int, ...], dict[int, float]] = {}
         self._built: tuple[tuple[int, ...], nn.Module] | None = None
@@ -96,6 +91,15 @@ class Candidates:
         units = [u if budget.relative else 1.0 for budget, u in zip(self.budgets, self.unpruned, strict=True)]
         self.limits = np.array([budget.limit for budget in self.budgets]) * units
         self.table, self.anchor = self._reachable()
+
+    @property
+    def scores(self) -> list[Tensor]:
+        """Of the criterion, (size,) per group; one that is a function is called when it is first asked for."""
+        if not isinstance(self._scores, list):
+            # what it builds on the way to them keeps the largest filters
+            learn, self._scores = self._scores, scores(self.network, self.groups)
+            self._scores = learn(self)
+        return self._scores
 
     def _check(self) -> None:
         if not self.budgets:
@@ -265,90 +269,3 @@ class Candidates:
             if budget.is_named("latency"):
                 report[budget.name] |= conditions(self.example_input)
         return report
-
-
-def finish(
-    candidates: Candidates,
-    ranked: Sequence[Decision],
-    evaluator: Evaluator,
-    history: list[dict[str, Any]],
-    evaluations: int,
-    seconds: float,
-    method: str,
-) -> PruningResult:
-    """Build the best decision that meets every budget when measured again, on the very network returned.
-
-    Args:
-        candidates: of the unpruned network.
-        ranked: what was decided on, the best first. A noisy cost may refuse them all: then the
-            best one is made smaller until it is accepted.
-        evaluator: makes the network of given masks, and knows its reward.
-        history: a row per candidate tried.
-        evaluations: candidates evaluated, for the record.
-        seconds: wall time, for the record.
-        method: its name, for the record.
-
-    Raises:
-        InputError: even the smallest networks are over budget when measured again.
-    """
-    best = ranked[0]
-    shares = np.array(best.widths) / candidates.sizes
-    smaller = [candidates.widths(shares * 0.93**step) for step in range(1, TRIES + 1)] + [candidates.anchor]
-    for decision in itertools.chain(ranked, (replace(best, widths=widths) for widths in smaller)):
-        masks = candidates.masks(decision.widths, decision.scores)
-        network = evaluator.candidate(masks)
-        costs = candidates.measured(network)
-        if all(cost["value"] <= cost["limit"] for cost in costs.values()):
-            break
-    else:
-        name, cost = next((name, cost) for name, cost in costs.items() if cost["value"] > cost["limit"])
-        raise InputError(
-            f"No network that was found costs at most {cost['limit']:g} {name} when measured again (the last one "
-            f"{cost['low']:g} to {cost['high']:g}): the cost is noisy; widen the budget or steady the measurement."
-        )
-    how = {"history": history, "evaluations": evaluations, "seconds": seconds, "method": method}
-    return record(candidates, network, masks, costs, evaluator(masks), **how)
-
-
-def record(
-    candidates: Candidates,
-    network: nn.Module,
-    masks: list[Tensor],
-    costs: dict[str, dict[str, Any]],
-    reward: float,
-    history: list[dict[str, Any]],
-    evaluations: int,
-    seconds: float,
-    method: str,
-) -> PruningResult:
-    """A finished network with all that is said of it; see `finish` and `rlprune.result.PruningResult`."""
-    widths = {group.name: (int(mask.sum()), group.size) for group, mask in zip(candidates.groups, masks, strict=True)}
-    return PruningResult(
-        network=network,
-        masks=masks,
-        costs=costs,
-        history=pd.DataFrame(history),
-        widths=widths,
-        reward=reward,
-        evaluations=evaluations,
-        seconds=seconds,
-        method=method,
-        input_shape=tuple(candidates.example_input.shape[1:]),
-        architecture=dict(getattr(candidates.network, "architecture", {})),
-    )
-
-
-def single(
-    candidates: Candidates, evaluator: Evaluator, widths: list[int], method: str, scores: list[Tensor] | None = None
-) -> PruningResult:
-    """The result of a method that decides at once and evaluates only what it decided; see `Decision`."""
-    start = time.perf_counter()
-    masks = candidates.masks(widths, scores)
-    reward = evaluator(masks)
-    share = float((torch.tensor(widths) / torch.as_tensor(candidates.sizes)).mean())
-    seconds = time.perf_counter() - start
-    row = {"episode": 1, "steps": len(widths), "reward": reward, "mean_action": share, "best": reward}
-    for budget, percent in zip(candidates.budgets, 100 * candidates.costs(widths) / candidates.unpruned, strict=True):
-        row[budget.name] = percent
-    row["seconds"] = seconds
-    return finish(candidates, [Decision(reward, widths, scores)], evaluator, [row], 1, seconds, method)

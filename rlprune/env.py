@@ -19,7 +19,7 @@ from rlprune.candidates import FITS, Candidates, Decision
 from rlprune.costs import Budget
 from rlprune.errors import InputError, one_of
 from rlprune.groups import FilterGroups, trace
-from rlprune.importance import FEATURES, Sample, features
+from rlprune.importance import Sample, features
 
 ACTIONS = ["layerwise", "filterwise"]
 HARMONICS = 4
@@ -32,9 +32,9 @@ class PruningEnv(gymnasium.Env):
     criterion says.
 
     **Action**, filter-wise, ``Box(0, 1, (1 + len(FEATURES),))``: the share, and how much each of a filter's
-    `rlprune.importance.FEATURES` counts, 0 for -1, 0.5 for nothing, 1 for 1. The weighted sum is each filter's
-    keep logit, and the highest stay: a learned importance, whose weights the filters of a group share, so that it
-    fits groups of any size.
+    `rlprune.importance.FEATURES` (and a criterion that is not among them) counts, 0 for -1, 0.5 for nothing, 1 for 1.
+    The weighted sum is each filter's keep logit, and the highest stay: a learned importance, whose weights the
+    filters of a group share, so that it fits groups of any size.
 
     **Observation**, ``Box(-inf, inf, (11 + HARMONICS + budgets,))``, of the group to decide next:
 
@@ -71,7 +71,8 @@ class PruningEnv(gymnasium.Env):
         reward: keep masks → number; usually an `rlprune.evaluate.Evaluator`.
         action: one of `ACTIONS`.
         groups: the filter groups, if they have been traced already.
-        criterion: which filters of a group stay, see `rlprune.importance.scores`; layer-wise.
+        criterion: which filters of a group stay, see `Candidates`; layer-wise. Filter-wise, one that is a function
+            is a feature more.
         sample: images and labels, for the criterion "taylor" and for the feature of that name.
         fit: how a decision is brought within budget, see `Candidates.fit`.
         minimum: filters that every group keeps at least.
@@ -96,7 +97,7 @@ class PruningEnv(gymnasium.Env):
         reward: Callable[[list[Tensor]], float],
         action: str = "layerwise",
         groups: FilterGroups | None = None,
-        criterion: str = "magnitude",
+        criterion: str | Callable[[Candidates], list[Tensor]] = "magnitude",
         sample: Sample | None = None,
         fit: str = "shrink",
         minimum: int = 1,
@@ -112,9 +113,11 @@ class PruningEnv(gymnasium.Env):
         self.imagined: Callable[[np.ndarray], float] | None = None
         self.groups = groups
         self._features = self._describe()
-        self._of_filters = features(network, groups, sample) if action == "filterwise" else None
+        # a criterion that is no feature yet becomes one
+        more = None if isinstance(criterion, str) else self.candidates.scores
+        self._of_filters = features(network, groups, sample, more) if action == "filterwise" else None
         self._weights: list[np.ndarray] = []
-        length = 1 if self._of_filters is None else 1 + len(FEATURES)
+        length = 1 if self._of_filters is None else 1 + self._of_filters[0].shape[1]
         self.action_space = gymnasium.spaces.Box(0.0, 1.0, (length,), np.float32)
         size = self._features.shape[1] + 3 + len(self.limits)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)

@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.agent import LagrangianPPO
-from rlprune.candidates import Decision, finish
+from rlprune.candidates import Decision
 from rlprune.costs import Budget, Cost
+from rlprune.delivery import finish
 from rlprune.env import PruningEnv
-from rlprune.errors import InputError
+from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
+from rlprune.importance import CRITERIA
 from rlprune.log import KEPT, SearchLog
 from rlprune.own import OwnData, dataset_of
 from rlprune.result import PruningResult
@@ -169,6 +171,7 @@ def pareto(
             "A front needs at least 2 different points, 1 episode and 0 imagined ones, not "
             f"{len(points)}, {episodes} and {imagined}."
         )
+    one_of("criterion of a search for every budget", criterion, CRITERIA)  # gates are learned for one
     budgets = [Budget(cost, share) for share in points]  # says what is wrong with one
     start = time.perf_counter()
     groups = trace(network, example_input, exclude)

@@ -55,16 +55,22 @@ def scores(
     return result
 
 
-def features(network: nn.Module, groups: Sequence[FilterGroup], sample: Sample | None = None) -> list[Tensor]:
+def features(
+    network: nn.Module,
+    groups: Sequence[FilterGroup],
+    sample: Sample | None = None,
+    more: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
     """What an agent sees of single filters, comparable between layers and networks.
 
     Args:
         network: the one that ``groups`` was traced on.
         groups: its filter groups.
         sample: normalised images (N, C, H, W) and labels (N,); without it "taylor" is 0.
+        more: a further feature, (size,) per group, which becomes the last column.
 
     Returns:
-        one tensor per group, (size, len(FEATURES)), float32 on the CPU, each column of mean 0 and standard
+        one tensor per group, (size, len(FEATURES)) or one column more, float32 on the CPU, each of mean 0 and standard
         deviation 1 within the group, clipped at ±3; 0 where a feature is not defined or does not vary.
         Columns: the criteria of `scores`; "outgoing", the L1 norm of the weights that read the filter; and
         "distinct", one minus the largest absolute cosine between the filter's weights and another's.
@@ -73,6 +79,8 @@ def features(network: nn.Module, groups: Sequence[FilterGroup], sample: Sample |
     for name in FEATURES:
         known = name != "taylor" or sample is not None
         columns.append(_gathered(groups, _values(network, groups, name, sample) if known else {}))
+    if more is not None:
+        columns.append(list(more))
     return [
         torch.stack([_standardised(column, group.size) for column in of_group], 1)
         for group, *of_group in zip(groups, *columns, strict=True)

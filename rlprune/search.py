@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.agent import LagrangianPPO, PPOOptions
-from rlprune.candidates import finish
 from rlprune.costs import Budget
 from rlprune.data import Dataset
+from rlprune.delivery import finish
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.gates import criterion_of
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
 from rlprune.importance import FEATURES
@@ -68,7 +69,8 @@ def prune(
         seed: of the agent, and of the division of data of one's own.
         evaluate: slim network → number to be maximised, in place of the accuracy on
             validation images. Without data, pruned networks are judged unrecovered.
-        criterion: which filters of a group stay, see `rlprune.importance.scores`.
+        criterion: which filters of a group stay, see `rlprune.importance.scores`; "gates" learns it first
+            (`rlprune.gates`), in the time of some hundred evaluations.
         fit_budget: how a decision is brought within budget, see `Candidates.fit`; None for "scale" where costs follow
             from the widths, and "shrink", which measures less often, where they do not.
         minimum: filters that every group keeps at least.
@@ -109,7 +111,7 @@ def prune(
         evaluator,
         action,
         groups=groups,
-        criterion=criterion,
+        criterion=criterion_of(criterion, images, seed),
         sample=evaluator.sample,
         fit=fit_budget,
         minimum=minimum,
@@ -172,7 +174,8 @@ def options_for(env: PruningEnv, episodes: int, criterion: str, given: dict[str,
     shares = [width / size for width, size in zip(env.candidates.uniform(), env.candidates.sizes, strict=True)]
     # filter-wise it begins with the criterion alone: what is more and what is less is to be learned
     filterwise = env.action_space.shape[0] > 1
-    weights = [0.75 if name == criterion else 0.5 for name in FEATURES] if filterwise else []
+    names = [*FEATURES, criterion][: env.action_space.shape[0] - 1]
+    weights = [0.75 if name == criterion else 0.5 for name in names] if filterwise else []
     own = {
         "steps_per_update": min(EPISODES_PER_UPDATE, episodes) * len(env.groups),
         "whole_episodes": True,

@@ -12,8 +12,9 @@ import rlprune
 from rlprune import Budget, costs, networks, peers, training
 from rlprune.errors import InputError
 from rlprune.evaluate import outputs
+from rlprune.gates import Gates
 from rlprune.peers.judged import judged
-from rlprune.peers.prunenet import Gates, prunenet
+from rlprune.peers.prunenet import prunenet
 
 SMALL = {"images": 287, "recalibration": 300}
 SHORT = {"rounds": 20, "batch_size": 32, "images": 500, "learning_rate": 0.1, "progress": False, "evaluation": SMALL}
@@ -190,8 +191,8 @@ def test_filters_that_say_nothing_leave_first(trained, digits):
 
 def test_learning_turns_the_weight_towards_the_budget(trained, digits):
     strict, generous = gates_of(trained, digits, 0.05), gates_of(trained, digits, 1.0)
-    strict.round(2, 0.0)
-    generous.round(2, 0.0)
+    strict.round(2, 1.0)
+    generous.round(2, 1.0)
     assert strict.weight > 0.3 > generous.weight
 
 

@@ -12,8 +12,9 @@ import cma
 import numpy as np
 from torch import Tensor, nn
 
-from rlprune.candidates import Candidates, Decision, finish
+from rlprune.candidates import Candidates, Decision
 from rlprune.costs import Budget
+from rlprune.delivery import finish
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
 from rlprune.log import SearchLog
@@ -39,7 +40,8 @@ def random(
 
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     """
-    search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress)
+    start = time.perf_counter()
+    search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, start)
     generator = np.random.default_rng(seed)
     with search.log.bar:
         for _ in range(episodes):
@@ -61,7 +63,8 @@ def evolution(
 
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     """
-    search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress)
+    start = time.perf_counter()
+    search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, start)
     count = len(search.candidates.sizes)
     if count < 2:
         raise InputError("CMA-ES needs at least 2 filter groups, and this network has 1: use peers.random.")
@@ -81,12 +84,14 @@ def evolution(
 class _Search:
     """Tries shares, one candidate after the other."""
 
-    def __init__(self, candidates: Candidates, evaluator: Evaluator, episodes: int, progress: bool) -> None:
+    def __init__(
+        self, candidates: Candidates, evaluator: Evaluator, episodes: int, progress: bool, start: float
+    ) -> None:
         if episodes < 1:
             raise InputError(f"A search needs at least 1 episode, not {episodes}.")
         self.candidates, self.evaluator = candidates, evaluator
         self.log = SearchLog(candidates, episodes, progress)
-        self.start = time.perf_counter()
+        self.start = start
 
     def tried(self, shares: np.ndarray) -> float:
         """Reward of these shares, brought onto the budget."""

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from rlprune.candidates import Decision, finish
+from rlprune.candidates import Decision
 from rlprune.costs import Budget
+from rlprune.delivery import finish
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, outputs
 from rlprune.groups import FilterGroup

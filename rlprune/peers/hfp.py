@@ -33,12 +33,13 @@ from tqdm import tqdm
 from rlprune.candidates import Candidates
 from rlprune.costs import Budget
 from rlprune.data import Dataset
+from rlprune.delivery import delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, recover
 from rlprune.importance import scores
 from rlprune.masking import keep_top, rebuild, slim
 from rlprune.own import OwnData
-from rlprune.peers.judged import delivered, judged
+from rlprune.peers.judged import judged
 from rlprune.result import PruningResult
 from rlprune.training import accuracy, half_precision
 

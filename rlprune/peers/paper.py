@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.agent import LagrangianPPO
-from rlprune.candidates import Candidates, Decision, finish
+from rlprune.candidates import Candidates, Decision
 from rlprune.costs import Budget
 from rlprune.data import Dataset
+from rlprune.delivery import finish
 from rlprune.errors import InputError
 from rlprune.log import SearchLog
 from rlprune.own import OwnData

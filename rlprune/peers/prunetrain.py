@@ -27,16 +27,17 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from rlprune.candidates import TRIES, Candidates
+from rlprune.candidates import Candidates
 from rlprune.costs import Budget
 from rlprune.data import Dataset
+from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, outputs, recover
 from rlprune.groups import FilterGroup, Slice
 from rlprune.masking import carriers, keep_top, masked, rebuild, slim, widths
 from rlprune.networks import build
 from rlprune.own import OwnData
-from rlprune.peers.judged import delivered, judged
+from rlprune.peers.judged import judged
 from rlprune.peers.ranked import thresholded
 from rlprune.result import PruningResult
 from rlprune.training import Training, accuracy, half_precision, one_epoch, sgd

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlprune.candidates import Candidates, single
+from rlprune.candidates import Candidates
 from rlprune.costs import Budget
+from rlprune.delivery import single
 from rlprune.importance import scores
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged

@@ -135,6 +135,7 @@ class Scales:
         sizes = [group.size for group in groups] + list(counts.values())
         self.scales = [torch.ones(size, device=device, requires_grad=True) for size in sizes]
         self._depths = [depths(modules[name]).to(device) for name in counts]
+        self._angles = [_angles(modules[name].weight, depth) for name, depth in zip(counts, self._depths, strict=True)]
 
         parameters = dict(network.named_parameters())
         names = {id(parameter): name for name, parameter in parameters.items()}
@@ -159,14 +160,16 @@ class Scales:
                     self._dims[name][dim] = parameters[name].shape[dim], (module, axis)
 
     def values(self) -> list[Tensor]:
-        """What the scales stand for: filters relative to their group's largest, rings with those inside them."""
+        """What the scales count for: filters relative to their group's largest, rings with those inside them."""
         filters, kernels = self.scales[: self._groups], self.scales[self._groups :]
-        relative = [scale / scale.max().clamp_min(1e-6) for scale in filters]
-        return relative + [scale.flip(0).cumprod(0).flip(0) for scale in kernels]
+        return [scale / scale.max().clamp_min(1e-6) for scale in filters] + [_with_inner(scale) for scale in kernels]
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """Name → what the scales make of each weight that they touch."""
-        axes, kernels = self._factors(self.values())
+        # half of a ring's scale is half of its angle: tan(scale · angle) / tan(angle) of its weights
+        turned = zip(self.scales[self._groups :], self._angles, strict=True)
+        multiplied = [_with_inner((scale * angle).tan() / angle.tan()) for scale, angle in turned]
+        axes, kernels = self._factors(self.values()[: self._groups] + multiplied)
         touched: dict[str, Tensor] = {}
         parameters = dict(network.named_parameters())
         for name, dims in self._dims.items():
@@ -212,6 +215,21 @@ class Scales:
                 axes[key] = axes[key].index_put((index,), values[number][source])
         layers = zip(self.layers, values[self._groups :], self._depths, strict=True)
         return axes, {f"{name}.weight": torch.cat([value, value.new_ones(1)])[depth] for name, value, depth in layers}
+
+
+def _with_inner(scale: Tensor) -> Tensor:
+    """Each ring's scale times those of the rings inside it."""
+    return scale.flip(0).cumprod(0).flip(0)
+
+
+@torch.no_grad()
+def _angles(weight: Tensor, depth: Tensor) -> Tensor:
+    """By how much each ring turns the kernel away from what lies inside it, 0 to π/2, (rings,)."""
+    energy = weight.detach().float().square().flatten(2).sum((0, 1))
+    rings = [energy[depth.flatten() == ring].sum() for ring in range(int(depth.max()) + 1)]
+    inside = torch.stack(rings).flip(0).cumsum(0).flip(0)
+    # not quite the limits, where the tangent is 0 or infinite
+    return torch.atan2(torch.stack(rings)[:-1].sqrt(), inside[1:].sqrt()).clamp(0.01, 1.56)
 
 
 def _boxes(convolution: nn.Module) -> list[tuple[slice, ...]]:

@@ -33,11 +33,12 @@ from tqdm import tqdm
 
 from rlprune.candidates import Candidates
 from rlprune.costs import Budget
+from rlprune.delivery import delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, recover
 from rlprune.masking import rebuild, slim
 from rlprune.own import OwnData
-from rlprune.peers.judged import delivered, judged
+from rlprune.peers.judged import judged
 from rlprune.peers.rings import Scales, removable, without_rings
 from rlprune.result import PruningResult
 from rlprune.training import Training, accuracy, half_precision, sgd

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rlprune.candidates import single
 from rlprune.costs import Budget
+from rlprune.delivery import single
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.result import PruningResult

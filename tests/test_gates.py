@@ -1,0 +1,69 @@
+"""Gates as the criterion of a search."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rlprune import Budget, gates, pareto, peers, prune
+from rlprune.errors import InputError
+
+SMALL = {"images": 150, "recalibration": 150}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(gates, "ROUNDS", 10)
+    monkeypatch.setattr(gates, "IMAGES", 300)
+
+
+def run(method, trained, digits, **more):
+    how = {"criterion": "gates", "evaluation": SMALL, "progress": False, **more}
+    return method(trained, digits.example, [Budget("parameters", 0.15)], digits, **how)
+
+
+@pytest.mark.parametrize("action", ["layerwise", "filterwise"])
+def test_an_agent_keeps_what_the_gates_rank_highest(action, trained, digits, monkeypatch):
+    learned = []
+
+    class Kept(gates.Gates):
+        def scores(self):
+            found = super().scores()
+            learned.append(found)
+            return found
+
+    monkeypatch.setattr(gates, "Gates", Kept)
+    result = run(prune, trained, digits, action=action, episodes=20)
+    scores = learned[-1]
+    if action == "layerwise":
+        for score, mask in zip(scores, result.masks, strict=True):
+            assert torch.equal(torch.topk(score, int(mask.sum())).indices.sort().values, mask.nonzero().flatten())
+    assert result.costs["parameters"]["share"] <= 0.15
+
+
+def test_all_searches_may_use_them_and_one_seed_gives_one_result(trained, digits):
+    def history(seed):
+        return run(peers.random, trained, digits, episodes=5, seed=seed).history.drop(columns="seconds")
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first = history(3)
+    torch.manual_seed(2)
+    pd.testing.assert_frame_equal(history(3), first)
+    by_magnitude = run(peers.random, trained, digits, episodes=5, seed=3, criterion="magnitude").history
+    assert first["reward"].mean() > by_magnitude["reward"].mean()
+
+
+def test_a_method_that_asks_no_criterion_learns_none(trained, digits, monkeypatch):
+    monkeypatch.setattr(gates.Gates, "__init__", lambda *args: pytest.fail("learned for nothing"))
+    options = {"criterion": "gates", "evaluation": SMALL}
+    assert peers.magnitude(trained, digits.example, [Budget("macs", 0.5)], digits, **options).reward > 0
+
+
+def test_bad_input_is_one_sentence(trained, digits):
+    with pytest.raises(InputError, match="Criterion 'gates' learns from images"):
+        prune(trained, digits.example, [Budget("macs", 0.5)], evaluate=lambda network: 0.0, criterion="gates")
+    with pytest.raises(InputError, match="Unknown criterion 'gate'.*gates"):
+        run(prune, trained, digits, criterion="gate")
+    with pytest.raises(InputError, match="criterion of a search for every budget"):
+        pareto(trained, digits.example, "macs", digits, criterion="gates")
