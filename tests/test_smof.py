@@ -251,6 +251,26 @@ def test_inner_rings_outlive_outer_ones():
     assert scales.values()[1].tolist() == [0, 0]
 
 
+@given(st.floats(0, 1), st.floats(0.05, 20))
+@settings(max_examples=10, deadline=None)
+def test_a_ring_fades_by_the_angle_that_it_turns_the_kernel(share, size):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 2))
+    example, ring = torch.zeros(1, 3, 8, 8), depths(network[0]) == 0
+
+    def angle(weight):
+        weight = weight.detach().double()
+        return torch.atan2(weight[:, :, ring].norm(), weight[:, :, ~ring].norm()).item()
+
+    with torch.no_grad():
+        network[0].weight[:, :, ring] *= size
+        scales = Scales(network, rlprune.trace(network, example), example, True)
+        assert all(torch.allclose(new, network.get_parameter(name)) for name, new in scales.weights(network).items())
+        scales.scales[1].fill_(share)
+        folded = scales.folded(network)[0].weight
+    assert angle(folded) == pytest.approx(share * angle(network[0].weight), rel=1e-3, abs=1e-5)
+    assert torch.equal(folded[:, :, ~ring], network[0].weight[:, :, ~ring])
+
+
 # The method
 
 

@@ -113,7 +113,9 @@ def masked_rings(network: nn.Module, removed: Mapping[str, int]) -> Iterator[nn.
 class Scales:
     """A scale for each filter and each ring, and what they make of weights and costs.
 
-    A filter's multiplies the weights that read it, a ring's the weights in it.
+    A filter's multiplies the weights that read it, relative to the largest of its group. A ring's is the share left of
+    the angle between the kernel and what lies inside the ring, and so multiplies its weights by tan(scale · angle) /
+    tan(angle). Both are 1 at 1 and 0 at 0.
 
     Args:
         network: the one that ``groups`` was traced on.
@@ -166,7 +168,6 @@ class Scales:
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """Name → what the scales make of each weight that they touch."""
-        # half of a ring's scale is half of its angle: tan(scale · angle) / tan(angle) of its weights
         turned = zip(self.scales[self._groups :], self._angles, strict=True)
         multiplied = [_with_inner((scale * angle).tan() / angle.tan()) for scale, angle in turned]
         axes, kernels = self._factors(self.values()[: self._groups] + multiplied)

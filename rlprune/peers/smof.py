@@ -7,8 +7,9 @@ layer's kernel. A penalty on what they cost drives them down. A ring that has fa
 * The scale of a filter multiplies the weights that read it, the scale of a ring the weights in it: so they fold into
   the weights exactly, in any network that `rlprune.trace` can handle. Batch norm's own scales would not do: a residual
   sum has several of them, and a network may have none.
-* A filter's scale counts relative to the largest of its group, for the batch norm behind a reader undoes what all have
-  in common. The scale of an inner ring multiplies the rings outside it, too: the outer one fades first.
+* What a batch norm undoes does not count. A filter's scale is taken relative to the largest of its group. A ring's is
+  the share left of the angle by which the ring turns the kernel: by their size alone, the eight outer weights of nine
+  could shrink far before the loss feels anything. An inner ring's scale multiplies the outer rings, which go first.
 * The penalty is λ times the logarithm of the expected cost, that of the network in which a scale s is s filters or
   rings. Its gradient is an L1 penalty with each scale weighted by its share in what the network still costs. Of
   several budgets the one that is furthest over counts. MACs stand in for a cost that only measuring can tell,

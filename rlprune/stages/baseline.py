@@ -13,7 +13,7 @@ from rlprune.files import load_weights, save_weights
 from rlprune.networks import build, check_name
 from rlprune.stages.common import Project, project
 from rlprune.stages.jobs import side_by_side
-from rlprune.stages.prepare import dataset
+from rlprune.stages.prepare import dataset, dataset_once
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.training import Training, accuracy, fit
 
@@ -81,4 +81,4 @@ def _train(here: Project, name: str, seed: int, data: Dataset, progress: bool) -
 def _ahead(name: str, root: Path, seed: int) -> None:
     """One network trained in a process of its own; it stays in the checkpoint of its last epoch."""
     here = project(root)
-    _train(here, name, seed, dataset(here, here.entry("baselines", name)["dataset"]), progress=False)
+    _train(here, name, seed, dataset_once(root, here.entry("baselines", name)["dataset"]), progress=False)

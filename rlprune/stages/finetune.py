@@ -12,7 +12,7 @@ from rlprune.result import load
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, budgets, described, project
 from rlprune.stages.jobs import side_by_side
-from rlprune.stages.prepare import dataset
+from rlprune.stages.prepare import dataset, dataset_once
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.training import Training, accuracy, fit
 
@@ -81,7 +81,7 @@ def _ahead(name: str, root: Path, method: str, seed: int) -> None:
     """One network trained in a process of its own; it stays in the checkpoint of its last epoch."""
     here = project(root)
     entry = here.entry("experiments", name)
-    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    data = dataset_once(root, here.entry("baselines", entry["baseline"])["dataset"])
     network, _, path = _pruned(here, name, method, seed, data)
     teacher = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
     fit(network, data, schedule(here, name), seed, teacher, checkpoint=path, progress=None)

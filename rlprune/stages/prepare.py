@@ -1,5 +1,6 @@
 """Stage prepare: have a dataset at hand and record exactly what it is."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ def dataset(here: Project, name: str) -> Dataset:
             "put the earlier files back."
         )
     return loaded
+
+
+@functools.lru_cache(maxsize=1)
+def dataset_once(root: Path, name: str) -> Dataset:
+    """`dataset`, read once in a process that does one run of a stage after the other, see `rlprune.stages.jobs`."""
+    return dataset(project(root), name)
 
 
 def _path(here: Project, name: str) -> Path:

@@ -25,7 +25,7 @@ from rlprune.search import prune
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, budgets, described, project
 from rlprune.stages.jobs import side_by_side
-from rlprune.stages.prepare import dataset
+from rlprune.stages.prepare import dataset, dataset_once
 from rlprune.stages.record import fingerprint, write_results
 
 Method = Callable[..., PruningResult]
@@ -129,7 +129,7 @@ def _ahead(name: str, root: Path, method: str, seed: int, others: Mapping[str, M
     """One search in a process of its own."""
     here = project(root)
     entry = here.entry("experiments", name)
-    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    data = dataset_once(root, here.entry("baselines", entry["baseline"])["dataset"])
     network = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
     _finished(here, name, method, seed, others, network, data, progress=False)
 
