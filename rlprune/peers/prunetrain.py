@@ -12,8 +12,9 @@ more leaves for good, and a physically smaller, hence cheaper, network trains on
   SGD: a norm loses λ · (learning rate) / (1 - momentum), what its gradient would take in the long run, and ends at
   exactly 0. A weight belongs to the filter that it makes and to the one that it reads, and takes the factors of both.
 * The strongest filters of a group, as many as it must keep, are not pulled at, lest a layer die out.
-* The paper knows no budget. Towards the end what is over one is brought within it: the filters of the smallest norms
-  leave, wherever they are; what is left recovers as every candidate does (`rlprune.evaluate.recover`) and trains on.
+* The paper knows no budget. Towards the end what is over one is brought within it: the filters of the smallest norms,
+  as shares of their group's mean, leave, wherever they are; what is left recovers as every candidate does
+  (`rlprune.evaluate.recover`) and trains on.
 """
 
 import time
@@ -199,7 +200,8 @@ class _Run:
                 target = outputs(self.network, evaluator.calibration)
             values = [torch.full((len(alive),), -1.0) for alive in self.alive]  # of those that are gone
             for value, alive, norms in zip(values, self.alive, self.lasso.split(self.lasso.norms()), strict=True):
-                value[alive] = norms
+                # a norm grows with the weights in it: only beside those of its group does it say something
+                value[alive] = norms / norms.mean().clamp_min(1e-12)
             kept = np.array(widths(self.alive))
             wanted = candidates.widths(0.93 * kept / candidates.sizes) if attempt else thresholded(candidates, values)
             wanted = np.minimum(kept, wanted if attempt < TRIES else candidates.anchor)
