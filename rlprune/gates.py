@@ -7,16 +7,14 @@ small steps until the budget is reached. That is the method of PruneNet (Khetan 
 ranking it makes (`rlprune.peers.prunenet`); here the gates serve any search as the criterion that says which filters
 of a group stay (``criterion="gates"``).
 
-What the paper leaves open, and what digits at 10 % of the parameters (VGG, 3 seeds, reward in percent) said:
+What the paper leaves open, and how it is filled in:
 
-- Batch norm uses the statistics of the batch, as the network that is recalibrated afterwards does: 86 and 96,
-  against 23 and 74 with the unpruned network's statistics.
+- Batch norm uses the statistics of the batch, as the network that is recalibrated afterwards does.
 - Behind batch statistics all gates of a group can fade together without any change of the output, which makes them
-  worth little as a ranking between groups and as a measure of width: 74 and 86. So they are noisy while they learn
+  worth little as a ranking between groups and as a measure of width. So they are noisy while they learn
   (binary concrete, Maddison et al. 2017, arXiv 1611.00712): a gate of 0.1 is then not a faint filter but one
   that is mostly absent, which no normalisation undoes.
-- The output is compared by its Kullback–Leibler divergence: before there was noise, 80 with 10 % of the parameters,
-  against 71 by the squared error of the logits (three networks).
+- The output is compared by its Kullback–Leibler divergence.
 - The penalty is the plain mean of the gates, whatever a filter costs. Its weight λ follows the cost of the
   expected widths (the sum of each group's gates): it rises while that is above a limit that falls evenly, on a
   logarithmic scale, from the unpruned network's to the budget, and sinks while it is below.
@@ -103,7 +101,7 @@ class Gates:
         self, candidates: Candidates, data: Dataset, images: int, batch_size: int, learning_rate: float, seed: int
     ) -> None:
         if len(data.train) < 2:
-            raise InputError("PruneNet needs at least 2 training images: give more data.")
+            raise InputError("Gates need at least 2 training images: give more data.")
         self.candidates, self.weight = candidates, WEIGHT
         self.data, self.images = data, data.train.images[:images]
         made = [outputs(candidates.network, data.normalise(part)) for part in self.images.split(batch_size)]

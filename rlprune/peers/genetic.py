@@ -12,8 +12,8 @@ Where the paper is silent, or something else serves better:
   residual sum couples are decided at once.
 - Where there is batch norm, H is of patches less their mean: a constant shift is no error, since the statistics
   measured again, as on everything returned, make it good. ``centred=False`` gives the H of the paper.
-- All H are of the unpruned network: those of the network as pruned so far made no better one (VGG11 at 10 % of the
-  parameters: reward 76.4 against 77.0). So the order of the groups is that of the record alone.
+- All H are of the unpruned network, not of the network as pruned so far. So the order of the groups is that of the
+  record alone.
 - Sensitivity is the reward lost when a group alone keeps 1/8, 1/4 or 1/2 of its filters, these too chosen by
   evolution. Every group gets the share at which it alone would lose ``tolerance`` of what the median group loses at
   1/8; then one common factor brings all shares onto the budgets.

@@ -14,8 +14,7 @@ from rlprune.errors import InputError
 def jobs() -> int:
     """``$RLPRUNE_JOBS``, how many runs go side by side; 1 if it is not set.
 
-    Small networks leave cores idle: on a machine with two, two searches side by side with one thread each take
-    about five sixths of the time that they take one after the other.
+    Small networks leave cores idle: several with fewer threads each use them better.
     """
     given = os.environ.get("RLPRUNE_JOBS") or "1"
     if not given.isdecimal() or int(given) < 1:

@@ -23,7 +23,7 @@ from rlprune.search import EPISODES_PER_UPDATE, prune
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, project
 from rlprune.stages.jobs import side_by_side
-from rlprune.stages.prepare import dataset
+from rlprune.stages.prepare import dataset_once
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.training import Training, accuracy, fit
 
@@ -50,9 +50,10 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     here = project(root)
     entry = settings(here, name)
     tasks = list(KINDS[entry["kind"]][0](entry))
+    dataset_once.cache_clear()  # the files may have changed since another run in this process
     side_by_side(_measured, [(name, here.root, task, False) for task in tasks])
     found = [_measured(name, here.root, task, progress) for task in tasks]
-    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    data = dataset_once(here.root, here.entry("baselines", entry["baseline"])["dataset"])
     head = {"network": here.entry("baselines", entry["baseline"])["network"], "study": entry}
     rows = pd.DataFrame([row for _, rows in found for row in rows])
     metrics = write_results(here.results("studies", name), data, head, {}, rows)
@@ -81,7 +82,7 @@ def _measured(name: str, root: Path, task: Row, progress: bool) -> tuple[Path, l
     """The rows of one measurement, which is made unless its checkpoint is there."""
     here = project(root)
     entry = here.entry("studies", name)
-    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    data = dataset_once(root, here.entry("baselines", entry["baseline"])["dataset"])
     network = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
     which = fingerprint(weights_hash(network), data.describe(), entry, _evaluation(here, entry), task)
     path = here.checkpoint(name, "study", which).with_suffix(".json")
