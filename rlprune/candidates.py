@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from rlprune.costs import Budget, Predictor, conditions
@@ -21,6 +22,7 @@ from rlprune.importance import Sample, scores
 from rlprune.masking import keep_top, slim
 
 FITS = ["shrink", "scale", "wall", "none"]
+STARTS = ["uniform", "ranking"]  # widths that a search starts from
 PROBES = 33  # uniform widths looked at where the smallest network is not within budget
 
 
@@ -163,6 +165,11 @@ class Candidates:
         """The cost of these widths, one per budget: computed where it can be, else measured on the slim network."""
         return np.array([self._cost(number, widths) for number in range(len(self.budgets))], dtype=np.float64)
 
+    def percent(self, widths: list[int]) -> dict[str, float]:
+        """The cost of these widths in percent of the unpruned network's, by budget."""
+        percent = 100 * self.costs(widths) / self.unpruned
+        return {budget.name: float(value) for budget, value in zip(self.budgets, percent, strict=True)}
+
     def _cost(self, number: int, widths: list[int]) -> float:
         budget, key = self.budgets[number], tuple(widths)
         if budget.predicted:
@@ -246,6 +253,23 @@ class Candidates:
     def uniform(self) -> list[int]:
         """The widest network within budget that keeps the same share of every group."""
         return self.fit(np.ones(len(self.sizes)), "shrink")
+
+    def thresholded(self, values: Sequence[Tensor]) -> list[int]:
+        """The widest network within budget that keeps, of every group, the filters above one threshold on these values.
+
+        Of equal values the earlier ones count as higher.
+        """
+        order = torch.cat(list(values)).sort(descending=True, stable=True).indices
+        ranks = order.argsort().split([len(value) for value in values])
+        low, high, best = 0, len(order), self.anchor
+        while low <= high:  # filters kept, before every group gets its least
+            middle = (low + high) // 2
+            widths = self.widths(np.array([float((rank < middle).float().mean()) for rank in ranks]))
+            if self.feasible(widths):
+                low, best = middle + 1, widths
+            else:
+                high = middle - 1
+        return best
 
     def measured(self, network: nn.Module) -> dict[str, dict[str, Any]]:
         """The budgets' costs of a finished network, measured on it, see `Budget.measurements`.

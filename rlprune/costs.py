@@ -41,7 +41,7 @@ def parameters(network: nn.Module, example_input: Tensor) -> float:
 
 def macs(network: nn.Module, example_input: Tensor) -> float:
     """Multiply–accumulates of all convolution and linear modules for one image."""
-    return float(sum(uses * module.weight.numel() for module, uses in _uses(network, example_input).items()))
+    return float(sum(count * module.weight.numel() for module, count in uses(network, example_input).items()))
 
 
 def latency(network: nn.Module, example_input: Tensor, repeats: int = 20, warmup: int = 5) -> float:
@@ -176,7 +176,17 @@ class Predictor:
     """Parameters and MACs of a slim network from its widths alone, exactly.
 
     Both are sums of products, such as filters made · filters read · kernel size, whose
-    factors are linear in the widths: a call is a few operations on small arrays.
+    factors are linear in the widths: a call is a few operations on small arrays. With the lengths of all axes,
+    ``base + slope @ widths``, the parameters are Σ elements · lengths[first] · lengths[second] / split over the terms.
+
+    Attributes:
+        base: length of each axis without its filters of any group, (axes,); axis 0 is the constant 1.
+        slope: by how much it grows with the width of each group, (axes, groups).
+        first: axis that is a term's first factor, (terms,).
+        second: axis that is its second factor, (terms,).
+        elements: numbers that a weight has for each place of both axes, (terms,).
+        products: times its uses for one image: what gives the MACs, (terms,).
+        split: groups of a convolution, which share its inputs out, (terms,).
     """
 
     def __init__(self, network: nn.Module, groups: FilterGroups, example_input: Tensor) -> None:
@@ -191,7 +201,7 @@ class Predictor:
                     slope.append(np.zeros(len(groups), dtype=np.int64))
                 base[row] -= len(part.index)
                 slope[row][number] += len(part.index) // group.size
-        self._base, self._slope = np.array(base), np.array(slope)
+        self.base, self.slope = np.array(base), np.array(slope)
 
         tensors: dict[int, tuple[nn.Parameter, dict[int, int]]] = {id(p): (p, {}) for p in network.parameters()}
         modules = dict(network.named_modules())
@@ -201,7 +211,7 @@ class Predictor:
                 if id(tensor) in tensors:
                     tensors[id(tensor)][1][dim] = rows[name, axis]
         weight_uses = Counter()
-        for module, count in _uses(network, example_input).items():
+        for module, count in uses(network, example_input).items():
             weight_uses[id(module.weight)] += count
         terms = []  # elements beside the varying dimensions, uses of each per image, row, row, groups of a convolution
         for key, (tensor, dims) in tensors.items():
@@ -209,7 +219,7 @@ class Predictor:
             first, second = (*dims.values(), 0, 0)[:2]
             groups_of = math.prod(full[row] // tensor.shape[dim] for dim, row in dims.items())
             terms.append((beside, beside * weight_uses[key], first, second, groups_of))
-        self._elements, self._products, self._first, self._second, self._groups = np.array(terms, dtype=np.int64).T
+        self.elements, self.products, self.first, self.second, self.split = np.array(terms, dtype=np.int64).T
 
     def cost(self, budget: Budget, widths: Sequence[int]) -> float:
         """The slim network's cost under a budget that is `Budget.predicted`."""
@@ -217,22 +227,22 @@ class Predictor:
 
     def parameters(self, widths: Sequence[int]) -> int:
         """`parameters` of the slim network with these widths, one per group."""
-        return int(self._elements @ self._areas(widths))
+        return int(self.elements @ self._areas(widths))
 
     def macs(self, widths: Sequence[int]) -> int:
         """`macs` of the slim network with these widths, one per group."""
-        return int(self._products @ self._areas(widths))
+        return int(self.products @ self._areas(widths))
 
     def _areas(self, widths: Sequence[int]) -> np.ndarray:
-        if len(widths) != self._slope.shape[1]:
-            raise InputError(f"There must be {self._slope.shape[1]} widths, one per group, not {len(widths)}.")
-        lengths = self._base + self._slope @ np.asarray(widths, dtype=np.int64)
-        return lengths[self._first] * lengths[self._second] // self._groups
+        if len(widths) != self.slope.shape[1]:
+            raise InputError(f"There must be {self.slope.shape[1]} widths, one per group, not {len(widths)}.")
+        lengths = self.base + self.slope @ np.asarray(widths, dtype=np.int64)
+        return lengths[self.first] * lengths[self.second] // self.split
 
 
-def _uses(network: nn.Module, example_input: Tensor) -> dict[nn.Module, int]:
+def uses(network: nn.Module, example_input: Tensor) -> dict[nn.Module, int]:
     """How often one image makes each convolution or linear module use each of its weights."""
-    uses: dict[nn.Module, int] = Counter()
+    counts: dict[nn.Module, int] = Counter()
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Linear):
@@ -241,7 +251,7 @@ def _uses(network: nn.Module, example_input: Tensor) -> dict[nn.Module, int]:
             places = inputs[0].numel() // module.in_channels
         else:
             places = output.numel() // module.out_channels
-        uses[module] += places
+        counts[module] += places
 
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, layers)]
@@ -251,7 +261,7 @@ def _uses(network: nn.Module, example_input: Tensor) -> dict[nn.Module, int]:
     finally:
         for hook in hooks:
             hook.remove()
-    return uses
+    return counts
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -100,9 +100,7 @@ def single(
     share = float((torch.tensor(widths) / torch.as_tensor(candidates.sizes)).mean())
     seconds = time.perf_counter() - start
     row = {"episode": 1, "steps": len(widths), "reward": reward, "mean_action": share, "best": reward}
-    for budget, percent in zip(candidates.budgets, 100 * candidates.costs(widths) / candidates.unpruned, strict=True):
-        row[budget.name] = percent
-    row["seconds"] = seconds
+    row |= candidates.percent(widths) | {"seconds": seconds}
     return finish(candidates, [Decision(reward, widths, scores)], evaluator, [row], 1, seconds, method)
 
 

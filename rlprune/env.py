@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlprune.candidates import FITS, Candidates, Decision
+from rlprune.candidates import FITS, STARTS, Candidates, Decision
 from rlprune.costs import Budget
 from rlprune.errors import InputError, one_of
 from rlprune.groups import FilterGroups, trace
@@ -35,6 +35,10 @@ class PruningEnv(gymnasium.Env):
     `rlprune.importance.FEATURES` (and a criterion that is not among them) counts, 0 for -1, 0.5 for nothing, 1 for 1.
     The weighted sum is each filter's keep logit, and the highest stay: a learned importance, whose weights the
     filters of a group share, so that it fits groups of any size.
+
+    **Share**: with ``start="ranking"`` not the number itself. One ranking of all filters by the criterion gives every
+    group a share to start from (`rlprune.candidates.Candidates.thresholded`); 0.5 stands for it, 0 for half and 1 for
+    twice as much. An agent then improves on what the criterion decides at once.
 
     **Observation**, ``Box(-inf, inf, (11 + HARMONICS + budgets,))``, of the group to decide next:
 
@@ -77,8 +81,10 @@ class PruningEnv(gymnasium.Env):
         fit: how a decision is brought within budget, see `Candidates.fit`.
         minimum: filters that every group keeps at least.
         multiple: what is kept of a group is a multiple of this, or all of it.
+        start: one of `rlprune.candidates.STARTS`, what shares are relative to.
 
     Attributes:
+        start: shares that 0.5 stands for, (groups,); None where a share is the number itself.
         episodes: a dict per finished episode: decision (`rlprune.candidates.Decision`), shares, summary,
             asked (cost asked for, percent), feasible, seconds.
         limits: the budgets in the unit of ``info["cost"]``, to be handed to the agent.
@@ -102,8 +108,10 @@ class PruningEnv(gymnasium.Env):
         fit: str = "shrink",
         minimum: int = 1,
         multiple: int = 1,
+        start: str = "uniform",
     ) -> None:
         one_of("action space", action, ACTIONS)
+        one_of("start", start, STARTS)
         one_of("way to fit a budget", fit, FITS)
         groups = trace(network, example_input) if groups is None else groups
         self.candidates = Candidates(network, groups, example_input, budgets, criterion, sample, minimum, multiple)
@@ -111,7 +119,9 @@ class PruningEnv(gymnasium.Env):
         self.limits = 100 * self.candidates.limits / self.candidates.unpruned
         self.episodes: list[dict[str, Any]] = []
         self.imagined: Callable[[np.ndarray], float] | None = None
-        self.groups = groups
+        self.groups, self.start = groups, None
+        if start == "ranking":
+            self.start = np.array(self.candidates.thresholded(self.candidates.scores)) / self.candidates.sizes
         self._features = self._describe()
         # a criterion that is no feature yet becomes one
         more = None if isinstance(criterion, str) else self.candidates.scores
@@ -141,7 +151,8 @@ class PruningEnv(gymnasium.Env):
         if action.shape != self.action_space.shape or not np.isfinite(action).all():
             raise InputError(f"An action must be {self.action_space.shape[0]} number(s) in [0, 1], not {action}.")
         action = action.clip(0, 1)
-        self._shares.append(self._walled(float(action[0])))
+        share = action[0] if self.start is None else self.start[len(self._shares)] * 2 ** (2 * action[0] - 1)
+        self._shares.append(self._walled(min(float(share), 1.0)))
         self._weights.append(2 * action[1:] - 1)
         if len(self._shares) < len(self.groups):
             return self._observation(), 0.0, False, False, {"cost": np.zeros(len(self.limits))}
@@ -164,7 +175,7 @@ class PruningEnv(gymnasium.Env):
 
     def _finish(self) -> tuple[float, np.ndarray]:
         shares = np.array(self._shares)
-        asked = 100 * self.candidates.costs(self.candidates.widths(shares)) / self.candidates.unpruned
+        asked = np.array(list(self.candidates.percent(self.candidates.widths(shares)).values()))
         widths = self.candidates.fit(shares, self.fit)
         summary = np.concatenate([np.log(np.array(widths) / self.candidates.sizes), *self._weights])
         if self.imagined is not None:

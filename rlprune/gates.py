@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlprune.candidates import Candidates
+from rlprune.candidates import STARTS, Candidates
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import outputs
@@ -71,6 +71,14 @@ def criterion_of(name: str, data: Dataset | None, seed: int) -> str | Callable[[
         return gates.scores()
 
     return learned
+
+
+def start_of(start: str | None, criterion: str) -> str:
+    """One of `rlprune.candidates.STARTS`; for None "ranking" with gates, whose values compare across groups."""
+    if start is None:
+        return "ranking" if criterion == GATES else "uniform"
+    one_of("start", start, STARTS)
+    return start
 
 
 class Gates:
@@ -141,16 +149,11 @@ class Gates:
         above = float(np.max(np.log(np.maximum(costs, 1e-12) / limits) - left * whole))
         self.weight *= float(np.exp(np.clip(above, -PACE, PACE)))
         row = {"loss": total.item() / steps, "penalty": weight, "gate": float(torch.cat(gates).mean())}
-        return {**row, **self.percent(widths), "seconds": time.perf_counter() - start}
+        return {**row, **self.candidates.percent(widths), "seconds": time.perf_counter() - start}
 
     def scores(self) -> list[Tensor]:
         """Logits of the gates per group, (size,) each, on the CPU: they rank as the gates do, but never saturate."""
         return list(self.logits.detach().cpu().clone().split(self.candidates.sizes.tolist()))
-
-    def percent(self, widths: list[int]) -> dict[str, float]:
-        """The cost of these widths in percent of the unpruned network's, by budget."""
-        percent = 100 * self.candidates.costs(widths) / self.candidates.unpruned
-        return {budget.name: float(p) for budget, p in zip(self.candidates.budgets, percent, strict=True)}
 
     def _step(self, index: Tensor) -> Tensor:
         """One step on these images; the divergence before it."""

@@ -20,7 +20,7 @@ from rlprune.env import PruningEnv
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
-from rlprune.gates import criterion_of
+from rlprune.gates import criterion_of, start_of
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
 from rlprune.importance import FEATURES
@@ -44,6 +44,7 @@ def prune(
     evaluate: Callable[[nn.Module], float] | None = None,
     criterion: str = "magnitude",
     fit_budget: str | None = None,
+    start: str | None = None,
     minimum: int = 1,
     multiple: int = 1,
     exclude: Sequence[str | type[nn.Module]] = (),
@@ -73,6 +74,9 @@ def prune(
             (`rlprune.gates`), in the time of some hundred evaluations.
         fit_budget: how a decision is brought within budget, see `Candidates.fit`; None for "scale" where costs follow
             from the widths, and "shrink", which measures less often, where they do not.
+        start: widths that the search starts from, uniform ones or those of one "ranking" of all filters by the
+            criterion, see `PruningEnv`; None for "ranking" with gates, whose values compare across groups, else
+            "uniform".
         minimum: filters that every group keeps at least.
         multiple: what is kept of a group is a multiple of this, or all of it: for vector units and tensor cores.
         exclude: layers, by name or type, whose filters stay, see `rlprune.trace`.
@@ -98,7 +102,8 @@ def prune(
         raise InputError(f"imagined must be at least 0, not {imagined}.")
     if data is None and finetune is not None:
         raise InputError("Fine-tuning needs data: give data, or leave finetune out.")
-    start = time.perf_counter()
+    began = time.perf_counter()
+    start = start_of(start, criterion)
     if fit_budget is None:
         fit_budget = "scale" if all(budget.predicted for budget in budgets) else "shrink"
     groups = trace(network, example_input, exclude)
@@ -116,6 +121,7 @@ def prune(
         fit=fit_budget,
         minimum=minimum,
         multiple=multiple,
+        start=start,
     )
     if progress:
         print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
@@ -124,7 +130,8 @@ def prune(
         if begin.agent is None:
             raise InputError(f"There is no agent in a result of method {begin.method!r}: begin with prune()'s.")
         ppo.adopt(begin.agent)
-    rest = [weights_hash(ppo.policy), episodes, seed, criterion, fit_budget, minimum, multiple, evaluation, imagined]
+    rest = [weights_hash(ppo.policy), episodes, seed, criterion, fit_budget, start, minimum, multiple]
+    rest += [evaluation, imagined]
     run = _fingerprint(env, images, asdict(ppo.options), rest)
     log, model = _Log(env, episodes, progress), RewardModel()
     path = Path(checkpoint) if checkpoint is not None else None
@@ -133,7 +140,7 @@ def prune(
         ppo.load_state_dict(state["agent"])
         log.restore(state)
         model.restore(state["model"])
-        start -= state["seconds"]
+        began -= state["seconds"]
     with log.bar:
         log.take(ppo, model)
         while len(log.rows) < episodes:
@@ -145,13 +152,13 @@ def prune(
                 imagine(ppo, env, model, imagined)
             if path is not None:
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
-                state["seconds"] = time.perf_counter() - start
+                state["seconds"] = time.perf_counter() - began
                 write_atomically(path, lambda file, state=state: torch.save(state, file))
     if not log.best:
         raise InputError(
             f"None of {len(log.rows)} networks met the budget: use fit_budget='shrink', or search for longer."
         )
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - began
     result = finish(env.candidates, log.best, evaluator, log.rows, len(log.rows), seconds, action)
     result.agent = {**ppo.state_dict(), "history": []}
     if finetune is not None:
@@ -183,7 +190,7 @@ def options_for(env: PruningEnv, episodes: int, criterion: str, given: dict[str,
         "minibatch": 128,
         "gamma": 1.0,
         "initial_log_std": -1.8,
-        "initial_action": [sum(shares) / len(shares), *weights],
+        "initial_action": [sum(shares) / len(shares) if env.start is None else 0.5, *weights],
         "multiplier": "pid",
     }
     try:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlprune import Budget, PruningEnv, costs, networks, trace
-from rlprune.candidates import Candidates
+from rlprune.candidates import STARTS, Candidates
 from rlprune.env import ACTIONS, HARMONICS
 from rlprune.errors import InputError
 from rlprune.importance import FEATURES, features
@@ -27,15 +27,16 @@ def play(env, shares):
     observation, _ = env.reset(seed=0)
     steps = []
     for share in shares:
-        observation, reward, terminated, truncated, info = env.step(np.array([share], dtype=np.float32))
+        observation, reward, terminated, truncated, info = env.step(np.array(share, dtype=np.float32).reshape(-1))
         steps.append((observation, reward, terminated, info["cost"]))
         assert not truncated
     return steps
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_passes_gymnasiums_checker(action, trained, digits):
-    env = PruningEnv(trained, digits.example, BUDGETS, reward=lambda masks: 1.0, action=action)
+@pytest.mark.parametrize("start", STARTS)
+def test_passes_gymnasiums_checker(action, start, trained, digits):
+    env = PruningEnv(trained, digits.example, BUDGETS, reward=lambda masks: 1.0, action=action, start=start)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*(infinity|Not able to test alternative render).*")
@@ -160,3 +161,19 @@ def test_filterwise_actions_weigh_the_features_of_filters(trained, digits):
     env.reset()
     with pytest.raises(InputError, match="must be 6 number"):
         env.step(np.array([0.5], dtype=np.float32))
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_shares_may_be_relative_to_a_ranking(action, trained, digits):
+    arguments = {"reward": lambda masks: 1.0, "action": action, "fit": "none", "start": "ranking"}
+    env = PruningEnv(trained, digits.example, BUDGETS, **arguments)
+    ranked, sizes = env.candidates.thresholded(env.candidates.scores), env.candidates.sizes
+    assert len(set(np.array(ranked) / sizes)) > 1
+    for number, factor in [(0, 0.5), (0.25, 2**-0.5), (0.5, 1), (1, 2)]:
+        play(env, [[number, *[0.5] * (env.action_space.shape[0] - 1)]] * len(env.groups))
+        expected = env.candidates.widths(np.array(ranked) / sizes * factor)
+        assert env.episodes[-1]["decision"].widths == expected
+    play(env, [[0.5, *[0.5] * (env.action_space.shape[0] - 1)]] * len(env.groups))
+    assert env.episodes[-1]["feasible"]
+    with pytest.raises(InputError, match="start 'best'"):
+        PruningEnv(trained, digits.example, BUDGETS, **{**arguments, "start": "best"})

@@ -41,6 +41,23 @@ def test_an_agent_keeps_what_the_gates_rank_highest(action, trained, digits, mon
     assert result.costs["parameters"]["share"] <= 0.15
 
 
+def test_an_agent_starts_from_the_ranking_of_the_gates(trained, digits):
+    def distance(search, **more):
+        tried = []
+
+        def judge(network):
+            tried.append([m.num_features for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)])
+            return float(len(tried))
+
+        run(search, trained, digits, episodes=10, evaluate=judge, **more)
+        return np.abs(np.log(np.array(tried) / ranked)).mean()
+
+    result = run(peers.prunenet, trained, digits, rounds=10, images=300)
+    ranked = [kept for kept, _ in result.widths.values()]
+    for search in (prune, peers.evolution):
+        assert distance(search) < 0.5 * distance(search, start="uniform")
+
+
 def test_all_searches_may_use_them_and_one_seed_gives_one_result(trained, digits):
     def history(seed):
         return run(peers.random, trained, digits, episodes=5, seed=seed).history.drop(columns="seconds")

@@ -16,7 +16,8 @@ import rlprune
 from rlprune import Budget, networks, training
 from rlprune.candidates import Candidates
 from rlprune.errors import InputError
-from rlprune.peers.hfp import ExactCosts, Gates, hfp, on_target, pull_time
+from rlprune.peers.hfp import Gates, hfp, pull_time
+from rlprune.peers.targets import ExactCosts, on_target
 
 SMALL = {"images": 150, "recalibration": 150}
 BOTH = [Budget("parameters", 0.3), Budget("macs", 0.3)]

@@ -12,7 +12,6 @@ import rlprune
 from rlprune import Budget, costs, importance, peers
 from rlprune.candidates import Candidates
 from rlprune.errors import InputError
-from rlprune.peers.ranked import thresholded
 
 SMALL = {"images": 150, "recalibration": 150}
 SEARCHES = [peers.random, peers.evolution]
@@ -71,7 +70,7 @@ def test_an_evolution_strategy_beats_chance_where_there_is_something_to_learn(tr
 def test_a_ranking_of_equal_values_still_uses_the_budget(trained, digits):
     groups = rlprune.trace(trained, digits.example)
     candidates = Candidates(trained, groups, digits.example, [Budget("parameters", 0.3)])
-    widths = thresholded(candidates, [torch.ones(group.size) for group in groups])
+    widths = candidates.thresholded([torch.ones(group.size) for group in groups])
     used = candidates.costs(widths)[0] / candidates.unpruned[0]
     assert 0.27 < used <= 0.3
 

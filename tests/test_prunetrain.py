@@ -16,7 +16,8 @@ from rlprune import Budget, networks
 from rlprune.costs import macs, parameters
 from rlprune.errors import InputError
 from rlprune.peers.judged import judged
-from rlprune.peers.prunetrain import _Lasso, _Run, activations, fresh, prunetrain, remaining
+from rlprune.peers.lasso import Lasso
+from rlprune.peers.prunetrain import _Run, activations, fresh, prunetrain, remaining
 from rlprune.training import Training
 
 SMALL = {"images": 150, "recalibration": 150}
@@ -153,7 +154,7 @@ def test_a_rebuild_changes_nothing_and_carries_the_momentum(kind, trained, digit
 def test_a_step_takes_as_much_off_every_norm_down_to_exactly_zero(digits_example, seed, step):
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
-    lasso = _Lasso(network, rlprune.trace(network, digits_example), [2])
+    lasso = Lasso(network, rlprune.trace(network, digits_example), [2])
     before, bias = lasso.norms(), network[0].bias.clone()
     assert torch.allclose(before**2, network[0].weight.square().sum((1, 2, 3)) + network[3].weight.square().sum(0))
     lasso.shrink(step)

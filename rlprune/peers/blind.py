@@ -17,13 +17,15 @@ from rlprune.costs import Budget
 from rlprune.delivery import finish
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
+from rlprune.gates import start_of
 from rlprune.log import SearchLog
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.result import PruningResult
 
 LEAST = 0.05  # the smallest share tried, before it is fitted to the budget
-SPREAD = 0.8  # first step of the evolution strategy, in logits of the shares
+# first step of the evolution strategy, in logits of the shares; a ranking is nearer to what is looked for
+SPREAD = {"uniform": 0.8, "ranking": 0.2}
 
 
 def random(
@@ -55,23 +57,29 @@ def evolution(
     budgets: Sequence[Budget],
     data: OwnData | None = None,
     episodes: int = 200,
+    start: str | None = None,
     seed: int = 0,
     progress: bool = True,
     **options: Any,
 ) -> PruningResult:
-    """CMA-ES (Hansen 2016, arXiv 1604.00772; package ``cma``) on the logits of the shares, from uniform widths.
+    """CMA-ES (Hansen 2016, arXiv 1604.00772; package ``cma``) on the logits of the shares, from where an agent starts.
 
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     """
-    start = time.perf_counter()
-    search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, start)
+    start = start_of(start, options.get("criterion", "magnitude"))
+    began = time.perf_counter()
+    search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, began)
     count = len(search.candidates.sizes)
     if count < 2:
         raise InputError("CMA-ES needs at least 2 filter groups, and this network has 1: use peers.random.")
-    share = np.clip(np.mean(np.array(search.candidates.uniform()) / search.candidates.sizes), LEAST, 1 - LEAST)
-    start = np.full(count, np.log(share / (1 - share)))
+    candidates = search.candidates
+    if start == "ranking":
+        shares = np.array(candidates.thresholded(candidates.scores)) / candidates.sizes
+    else:
+        shares = np.full(count, np.mean(np.array(candidates.uniform()) / candidates.sizes))
+    shares = np.clip(shares, LEAST, 1 - LEAST)
     # its seed 0 stands for the time of day
-    strategy = cma.CMAEvolutionStrategy(start, SPREAD, {"seed": seed + 1, "verbose": -9})
+    strategy = cma.CMAEvolutionStrategy(np.log(shares / (1 - shares)), SPREAD[start], {"seed": seed + 1, "verbose": -9})
     with search.log.bar:
         while len(search.log.rows) < episodes:
             points = strategy.ask()[: episodes - len(search.log.rows)]
@@ -98,7 +106,7 @@ class _Search:
         start = time.perf_counter()
         widths = self.candidates.fit(shares, "scale")
         reward = self.evaluator(self.candidates.masks(widths))
-        percent = 100 * self.candidates.costs(widths) / self.candidates.unpruned
+        percent = list(self.candidates.percent(widths).values())
         shares, seconds = np.array(widths) / self.candidates.sizes, time.perf_counter() - start
         self.log.add(Decision(reward, widths), shares, percent, seconds)
         self.log.show()

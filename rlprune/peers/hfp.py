@@ -16,7 +16,7 @@ own. What is filled in here, for a short training from a network that is trained
 - The penalty's weight grows linearly; its pull alone would meet the targets after a given share (``pace``) of the
   steps. γ and β go without momentum, which would carry them past the targets.
 - Once these are met, at the latest midway between that share and the end, the gap that is left is closed exactly, see
-  `on_target`, and the network is cut. The steps to come train it at its small size.
+  `rlprune.peers.targets.on_target`, and the network is cut. The steps to come train it at its small size.
 """
 
 import time
@@ -40,11 +40,10 @@ from rlprune.importance import scores
 from rlprune.masking import keep_top, rebuild, slim
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
+from rlprune.peers.targets import ExactCosts, on_target
 from rlprune.result import PruningResult
 from rlprune.training import accuracy, half_precision
 
-OVER = 1e3  # a cost over its limit outweighs any that is too far below
-TOGETHER, MOST = 3, 100_000  # groups that `on_target` changes at once, and changes that it looks at
 SAMPLE = 500  # training images that importance is measured on
 UNIMPORTANT = 0.05  # of the mean importance: the least that a filter is taken to have
 FINE = 0.02  # of the mean |γ|: how far the most pulled group moves in a step of `pull_time`
@@ -68,7 +67,9 @@ def hfp(
 ) -> PruningResult:
     """Train with a penalty on the relative excess over the budgets; ends at most 1 % below each of them.
 
-    Where a single filter costs more than that, or no widths bring two budgets together, as near as `on_target` gets.
+    Where a single filter costs more than that, or no widths bring two budgets together, as near as
+    `rlprune.peers.targets.on_target` gets.
+
     History, one row an epoch: epoch, loss (without penalty), penalty (mean relative excess, without its weight),
     train_accuracy, validation_accuracy, parameters and macs (percent of the unpruned network's), seconds.
 
@@ -122,38 +123,6 @@ def hfp(
         run.network.get_parameter(name).requires_grad_(parameter.requires_grad)
     seconds = time.perf_counter() - start
     return delivered(candidates, evaluator, run.network, run.masks, history, seconds, "hfp")
-
-
-class ExactCosts:
-    """What `rlprune.costs.Predictor` computes, differentiable and for many widths at once.
-
-    The one place that reads the predictor's arrays. In float64, whole numbers up to 2⁵³ are exact.
-
-    Args:
-        candidates: with budgets on parameters and MACs.
-        near: how far below its limit a cost may be, as a share of the limit.
-    """
-
-    def __init__(self, candidates: Candidates, near: float = 0.01) -> None:
-        self.near = near
-        known = candidates.predictor
-        terms = [known._elements if b.is_named("parameters") else known._products for b in candidates.budgets]
-        numbers = [known._base, known._slope.T, known._groups, np.stack(terms, 1), candidates.limits]
-        self._base, self._slope, self._groups, self._terms, self.limits = (torch.tensor(n).double() for n in numbers)
-        self._first, self._second = torch.tensor(known._first), torch.tensor(known._second)
-
-    def __call__(self, widths: Tensor) -> Tensor:
-        """Costs (…, budgets), in their own units, of widths (…, groups), float64."""
-        lengths = self._base + widths @ self._slope
-        return (lengths[..., self._first] * lengths[..., self._second] / self._groups) @ self._terms
-
-    def excess(self, widths: Tensor) -> Tensor:
-        """By how much the costs exceed their limits, relatively, summed: (…,)."""
-        return (self(widths) / self.limits - 1).relu().sum(-1)
-
-    def gap(self, widths: Tensor) -> Tensor:
-        """0 where every cost is near enough below its limit; else a number that falls as they get there: (…,)."""
-        return (1 - self.near - self(widths) / self.limits).relu().sum(-1) + OVER * self.excess(widths)
 
 
 class Gates:
@@ -251,48 +220,6 @@ def pull_time(costs: ExactCosts, gates: Gates) -> float:
             return elapsed
         elapsed += step / float(pull.max())
         moved += step / pull.max() * pull
-
-
-def on_target(
-    costs: ExactCosts, scores: Sequence[Tensor], widths: Sequence[int], least: Sequence[int], multiple: int = 1
-) -> list[int]:
-    """Widths near the given ones with every cost within budget, and at most 1 % below where such are found.
-
-    Greedy: of the changes by a step in one group, else in two, else in three, that narrow the gap, the one that takes
-    least worth for what it narrows; of those that take none, the one that narrows it most. The worth of a group is the
-    logarithm of the share of its scores that is kept, times their sum.
-
-    Args:
-        costs: with their limits.
-        scores: positive, per filter of each group, (size,); the highest stay.
-        widths: to begin with, within budget or not.
-        least: filters that each group keeps at least.
-        multiple: what is kept of a group is a multiple of this, or all of it.
-    """
-    sizes, least = torch.tensor([len(score) for score in scores]), torch.tensor(least)
-    worth = torch.zeros(len(sizes), 1 + int(sizes.max()), dtype=torch.float64)  # of each width
-    for row, score in zip(worth, scores, strict=True):
-        kept = score.double().sort(descending=True).values.cumsum(0)
-        row[1 : 1 + len(score)] = kept[-1] * (kept / kept[-1]).log()
-    rows, at = torch.arange(len(sizes)), torch.tensor(widths)
-    at = torch.where(at < sizes, at // multiple * multiple, sizes).maximum(least)
-    while gap := float(costs.gap(at.double())):
-        up, down = (at // multiple * multiple + multiple).minimum(sizes), (at - 1) // multiple * multiple
-        single = torch.cat([torch.diag(up - at), torch.diag(torch.where(down < least, at, down) - at)])
-        single = single[single.any(1)]
-        changes, better = at.new_zeros(1, len(sizes)), torch.tensor([False])
-        for _ in range(TOGETHER):
-            if not better.any() and len(changes) * len(single) <= MOST:
-                apart = (changes[:, None] * single == 0).all(2)  # a further group changes, each set of changes once
-                changes = (changes[:, None] + single)[apart].unique(dim=0)
-                narrowed = gap - costs.gap((at + changes).double())
-                better = narrowed > 1e-9
-        if not better.any():
-            break
-        changes, narrowed = changes[better], narrowed[better]
-        taken = (worth[rows, at] - worth[rows, at + changes]).sum(1).relu()
-        at = at + changes[(taken / narrowed - 1e-9 * narrowed).argmin()]
-    return at.tolist()
 
 
 class _Run:

@@ -19,7 +19,6 @@ from rlprune.errors import InputError
 from rlprune.gates import BATCH, IMAGES, RATE, ROUNDS, STEPS, Gates
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
-from rlprune.peers.ranked import thresholded
 from rlprune.result import PruningResult
 
 
@@ -80,10 +79,10 @@ def prunenet(
             bar.update()
     start = time.perf_counter()
     scores = gates.scores()
-    widths = thresholded(candidates, scores)
+    widths = candidates.thresholded(scores)
     reward = evaluator(candidates.masks(widths, scores))
     row = {"episode": 1, "steps": len(widths), "reward": reward, "best": reward}
-    row |= gates.percent(widths) | {"mean_action": float(np.mean(np.array(widths) / candidates.sizes))}
+    row |= candidates.percent(widths) | {"mean_action": float(np.mean(np.array(widths) / candidates.sizes))}
     history.append(row | {"seconds": time.perf_counter() - start})
     seconds = time.perf_counter() - begin
     return finish(candidates, [Decision(reward, widths, scores)], evaluator, history, 1, seconds, "prunenet")

@@ -7,10 +7,8 @@ keeps; the lowest threshold within budget is taken.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from rlprune.candidates import Candidates
 from rlprune.costs import Budget
 from rlprune.delivery import single
 from rlprune.importance import scores
@@ -76,22 +74,4 @@ def _ranked(
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
     # a norm grows with a filter's inputs: only within its group does it say something; the others compare as they are
     values = scores(network, candidates.groups, criterion, evaluator.sample, relative=criterion == "magnitude")
-    return single(candidates, evaluator, thresholded(candidates, values), criterion, values)
-
-
-def thresholded(candidates: Candidates, values: Sequence[Tensor]) -> list[int]:
-    """The widest network within budget that keeps, of every group, the filters above one threshold on these values.
-
-    Of equal values the earlier ones count as higher.
-    """
-    order = torch.cat(list(values)).sort(descending=True, stable=True).indices
-    ranks = order.argsort().split([len(value) for value in values])
-    low, high, best = 0, len(order), candidates.anchor
-    while low <= high:  # filters kept, before every group gets its least
-        middle = (low + high) // 2
-        widths = candidates.widths([float((rank < middle).float().mean()) for rank in ranks])
-        if candidates.feasible(widths):
-            low, best = middle + 1, widths
-        else:
-            high = middle - 1
-    return best
+    return single(candidates, evaluator, candidates.thresholded(values), criterion, values)

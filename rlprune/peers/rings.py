@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlprune.costs import _uses
+from rlprune.costs import uses
 from rlprune.errors import InputError
 from rlprune.groups import FilterGroup
 from rlprune.masking import carriers, rebuild
@@ -131,8 +131,8 @@ class Scales:
 
     def __init__(self, network: nn.Module, groups: Sequence[FilterGroup], example_input: Tensor, rings: bool) -> None:
         device, modules = example_input.device, dict(network.named_modules())
-        uses = _uses(network, example_input)
-        counts = {name: count for name, count in removable(network).items() if rings and uses.get(modules[name])}
+        used = uses(network, example_input)
+        counts = {name: count for name, count in removable(network).items() if rings and used.get(modules[name])}
         self.layers, self._groups = list(counts), len(groups)
         sizes = [group.size for group in groups] + list(counts.values())
         self.scales = [torch.ones(size, device=device, requires_grad=True) for size in sizes]
@@ -143,7 +143,7 @@ class Scales:
         names = {id(parameter): name for name, parameter in parameters.items()}
         self._sizes = {name: parameter.numel() for name, parameter in parameters.items()}
         products = dict.fromkeys(parameters, 0)  # uses of each weight for one image
-        for module, count in uses.items():
+        for module, count in used.items():
             if id(module.weight) in names:  # else it is computed from others
                 products[names[id(module.weight)]] += count
         self._products = torch.tensor(list(products.values()), dtype=torch.float32, device=device)

@@ -37,7 +37,7 @@ REFERENCES: dict[str, Method] = {
 }
 # what every method takes, what only the agents do, and what the stage itself sees to
 SHARED = {"criterion", "evaluation", "minimum", "multiple", "exclude"}
-AGENTS = {"fit_budget", "agent", "imagined"}
+AGENTS = {"fit_budget", "start", "agent", "imagined"}
 GIVEN = {"network", "example_input", "budgets", "data", "seed", "action", "checkpoint", "progress", "options"}
 
 
@@ -174,7 +174,7 @@ def _search(
         return prune(network, data.example, limits, data, **{**how, **more})
     function = others[method]
     # an agent's number of evaluations is that of all searches; one that trains meanwhile has options of its own
-    takes = SHARED | (set(inspect.signature(function).parameters) & {"episodes"})
+    takes = SHARED | (set(inspect.signature(function).parameters) & {"episodes", "start"})
     how = {key: value for key, value in how.items() if key in takes}
     if "progress" in inspect.signature(function).parameters:
         how["progress"] = progress

@@ -1,0 +1,71 @@
+"""Group lasso over the filters of a network, as a proximal step on its weights (Lym et al. 2019, arXiv 1901.09290)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlprune.groups import FilterGroup
+from rlprune.masking import carriers
+
+
+class Lasso:
+    """The norms of a network's filters, all groups' in one row, and the step that shrinks them.
+
+    Args:
+        network: its weights are changed in place by `shrink`.
+        groups: its filter groups.
+        least: how many filters of each are spared.
+    """
+
+    def __init__(self, network: nn.Module, groups: Sequence[FilterGroup], least: Sequence[int]) -> None:
+        self.sizes, self.least = [group.size for group in groups], least
+        self.device = next(network.parameters()).device
+        parts: dict[tuple[int, int], tuple[Tensor, int, bool, Tensor]] = {}
+        modules, first = dict(network.named_modules()), 0
+        for group in groups:
+            for part in group.slices:
+                module = modules[part.module]
+                for name, dim in carriers(module, part.axis)[0].items():
+                    tensor = getattr(module, name)
+                    if isinstance(tensor, nn.Parameter) and tensor.ndim > 1:
+                        # places that are in no group belong to one filter more, whose norm nobody asks for
+                        nobody = torch.full((tensor.shape[dim],), sum(self.sizes))
+                        owner = parts.setdefault((id(tensor), dim), (tensor, dim, part.axis == "in", nobody))[-1]
+                        inside = part.index < len(owner)  # an axis of a grouped convolution repeats its weight's
+                        owner[part.index[inside]] = first + part.source[inside]
+            first += group.size
+        self.parts = [(tensor, dim, reads, owner.to(self.device)) for tensor, dim, reads, owner in parts.values()]
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Per group, on the CPU."""
+        return list(values.cpu().split(self.sizes))
+
+    @torch.no_grad()
+    def norms(self) -> Tensor:
+        """Of every filter, (filters,)."""
+        total = torch.zeros(sum(self.sizes) + 1, device=self.device)
+        for tensor, dim, _, owner in self.parts:
+            total.index_add_(0, owner, tensor.float().square().sum([d for d in range(tensor.ndim) if d != dim]))
+        return total[:-1].sqrt()
+
+    @torch.no_grad()
+    def reading(self) -> list[Tensor]:
+        """The largest absolute weight that reads each filter, per group."""
+        largest = torch.zeros(sum(self.sizes) + 1, device=self.device)
+        for tensor, dim, reads, owner in self.parts:
+            if reads:
+                found = tensor.float().abs().amax([d for d in range(tensor.ndim) if d != dim])
+                largest.scatter_reduce_(0, owner, found, "amax")
+        return self.split(largest[:-1])
+
+    @torch.no_grad()
+    def shrink(self, step: float) -> None:
+        """Take ``step`` off every norm, down to 0, but those of each group's strongest filters."""
+        norms = self.norms()
+        factors = (1 - step / norms.clamp_min(1e-12)).clamp_min(0)
+        for values, of_group, least in zip(norms.split(self.sizes), factors.split(self.sizes), self.least, strict=True):
+            of_group[values.topk(least).indices] = 1
+        factors = torch.cat([factors, factors.new_ones(1)])
+        for tensor, dim, _, owner in self.parts:
+            tensor.mul_(factors[owner].view([-1 if d == dim else 1 for d in range(tensor.ndim)]))
