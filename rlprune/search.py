@@ -181,19 +181,23 @@ def options_for(env: PruningEnv, episodes: int, criterion: str, given: dict[str,
     shares = [width / size for width, size in zip(env.candidates.uniform(), env.candidates.sizes, strict=True)]
     # filter-wise it begins with the criterion alone: what is more and what is less is to be learned
     filterwise = env.action_space.shape[0] > 1
-    names = [*FEATURES, criterion][: env.action_space.shape[0] - 1]
-    near = env.start is not None  # to something good, from which large steps would only lead away
-    weights = [(0.9 if near else 0.75) if name == criterion else 0.5 for name in names] if filterwise else []
+    names = [*FEATURES, criterion][: env.action_space.shape[0] - 1] if filterwise else []
     own = {
         "steps_per_update": min(EPISODES_PER_UPDATE, episodes) * len(env.groups),
         "whole_episodes": True,
-        "learning_rate": (3e-4 if filterwise else 1e-3) if near else 5e-3,
+        "learning_rate": 5e-3,
         "minibatch": 128,
         "gamma": 1.0,
-        "initial_log_std": (-2.5 if filterwise else -2.2) if near else -1.8,
-        "initial_action": [0.5 if near else sum(shares) / len(shares), *weights],
+        "initial_log_std": -1.8,
+        "initial_action": [sum(shares) / len(shares), *(0.75 if name == criterion else 0.5 for name in names)],
         "multiplier": "pid",
     }
+    if env.start is not None:  # near something good, from which large steps would only lead away
+        own |= {
+            "learning_rate": 3e-4 if filterwise else 1e-3,
+            "initial_log_std": -2.5 if filterwise else -2.2,
+            "initial_action": [0.5, *(0.9 if name == criterion else 0.5 for name in names)],
+        }
     try:
         return PPOOptions(**{**own, **given})
     except TypeError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -163,7 +164,46 @@ def transfer_figure(history: pd.DataFrame) -> Figure:
     return figure
 
 
+def ablation_table(history: pd.DataFrame) -> pd.DataFrame:
+    """What each change to a search does to it.
+
+    Args:
+        history: a row per evaluation: search (name of the change; the first one is the default), seed, episode, reward,
+            best (%), seconds (of the whole search).
+
+    Returns:
+        a row per change: search, first_20 (mean reward of the first 20 evaluations) and best (at the end), both means
+        over seeds; difference (of best, to the default of the same seed) and its standard_error; seconds (median);
+        seeds.
+    """
+    rows, default = [], None
+    for search, part in history.groupby("search", sort=False):
+        last = part.loc[part.groupby("seed")["episode"].idxmax()].set_index("seed")
+        default = last["best"] if default is None else default
+        gaps = last["best"] - default
+        row = {"search": search, "first_20": part.loc[part["episode"] <= 20, "reward"].mean()}
+        row |= {"best": last["best"].mean(), "difference": gaps.mean(), "standard_error": gaps.sem()}
+        rows.append({**row, "seconds": last["seconds"].median(), "seeds": len(last)})
+    return pd.DataFrame(rows)
+
+
+def ablation_figure(history: pd.DataFrame) -> Figure:
+    """Best reward so far against evaluations, mean over seeds, a line a change; the default is the thick one."""
+    with style():
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        axis = figure.subplots()
+        handles, colours = [], sns.color_palette("colorblind", history["search"].nunique())
+        for colour, (search, part) in zip(colours, history.groupby("search", sort=False), strict=True):
+            mean = part.groupby("episode")["best"].mean()
+            axis.plot(mean.index, mean, color=colour, linewidth=1.1 if handles else 2.2)
+            handles.append(key(search, colour))
+        finish(axis, "One change at a time", "Best reward so far (%)", "Evaluations")
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
 MAKERS = {
+    "ablation": (ablation_table, ablation_figure),
     "reward": (reward_table, reward_figure),
     "front": (front_table, front_figure),
     "transfer": (transfer_table, transfer_figure),

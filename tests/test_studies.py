@@ -51,6 +51,14 @@ TINY = {
             "episodes": 40,
         },
         "transfer": {**COMMON, "kind": "transfer", "budgets": {"macs": 0.3}, "episodes": 10, "begin": "first"},
+        "ablation": {
+            **COMMON,
+            "kind": "ablation",
+            "budgets": {"macs": 0.3},
+            "episodes": 10,
+            "changes": {"default": {}, "filters": {"action": "filterwise"}, "wall": {"fit_budget": "wall"}},
+            "seeds": [0, 1],
+        },
     },
 }
 
@@ -113,18 +121,26 @@ def test_transfer_study_continues_the_experiments_agent(here):
     assert first["fresh"] != first["continued"]
 
 
+def test_ablation_study_changes_one_thing_at_a_time(here):
+    study.run("ablation", here, progress=False)
+    found = rows(here, "ablation")
+    assert found.groupby(["search", "seed"])["episode"].max().tolist() == [10] * 6
+    rewards = {search: part["reward"].tolist() for search, part in found.groupby("search")}
+    assert len(set(map(str, rewards.values()))) == 3
+
+
 def test_report_holds_what_has_been_run_and_names_what_has_not(here, tmp_path):
-    for name in ("reward", "front", "transfer"):
+    for name in ("reward", "front", "transfer", "ablation"):
         if not (here / "results/studies" / name).exists():
             study.run(name, here, progress=False)
     params = json.loads(json.dumps(TINY))
     params["studies"]["later"] = params["studies"]["reward"]
     (here / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     assert check.run(here)
-    assert tables.run("studies", here)["study"].tolist() == ["reward", "front", "transfer"]
+    assert tables.run("studies", here)["study"].tolist() == ["reward", "front", "transfer", "ablation"]
     text = (here / "reports/studies/README.md").read_text()
     assert "Not run yet: `dvc repro study@later`" in text
-    for name in ("reward", "front", "transfer"):
+    for name in ("reward", "front", "transfer", "ablation"):
         assert (here / f"reports/studies/{name}.png").stat().st_size > 5000
         assert f"![{name}]({name}.png)" in text
 
@@ -171,6 +187,19 @@ def test_transfer_table_says_when_the_goal_is_reached():
     assert studies.transfer_table(pd.concat(parts))["needed"].isna().all()
 
 
+def test_ablation_table_compares_with_the_default_of_the_same_seed():
+    best = {"default": [[10, 20], [30, 50]], "worse": [[10, 12], [30, 40]]}
+    history = pd.DataFrame(
+        {"search": search, "seed": seed, "episode": episode + 1, "reward": value - 1, "best": value, "seconds": 3.0}
+        for search, of_seeds in best.items()
+        for seed, values in enumerate(of_seeds)
+        for episode, value in enumerate(values)
+    )
+    default, worse = studies.ablation_table(history).itertuples()
+    assert (default.search, default.best, default.difference, default.first_20) == ("default", 35, 0, 26.5)
+    assert (worse.best, worse.difference, worse.standard_error, worse.seeds) == (26, -9, 1, 2)
+
+
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 100)), min_size=1, max_size=6), st.floats(1, 100))
 def test_hypervolume_counts_what_some_point_dominates(points, most):
     grid = np.linspace(math.log(1), math.log(most), 4001)
@@ -189,6 +218,7 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("transfer", {"begin": "second"}, "Unknown experiment 'second'"),
         ("reward", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
         ("front", {"points": None}, "lacks 'points'"),
+        ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
     ],
 )
 def test_bad_entry_is_one_sentence_before_any_work(tmp_path, name, change, fault):

@@ -28,7 +28,7 @@ OPTIONAL = {
     "suites": {"baseline"},
     "baselines": {"training"},
     "experiments": {"baseline_seed", "search", "training"},
-    "studies": {"baseline_seed", "candidates", "rewards", "training", "episodes", "points", "begin"},
+    "studies": {"baseline_seed", "candidates", "rewards", "training", "episodes", "points", "begin", "changes"},
 }
 
 

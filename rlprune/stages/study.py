@@ -18,13 +18,14 @@ from rlprune.files import read_json, weights_hash, write_json
 from rlprune.front import pareto
 from rlprune.groups import trace
 from rlprune.peers.blind import LEAST
-from rlprune.result import load
+from rlprune.result import PruningResult, load
 from rlprune.search import EPISODES_PER_UPDATE, prune
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, project
 from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset_once
 from rlprune.stages.record import fingerprint, write_results
+from rlprune.stages.search import AGENTS
 from rlprune.training import Training, accuracy, fit
 
 Row = dict[str, Any]
@@ -41,6 +42,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     - front: one search for all ``points`` of a cost with ``episodes`` evaluations in all, against a search for each
       of ``budgets`` with its part of those.
     - transfer: a search that begins with what an agent learned in the experiment ``begin``, against a fresh one.
+    - ablation: searches with ``changes`` to the suite's settings or to the action space, the first of them the default,
+      by name. What is each part of the search worth?
 
     A study that was killed goes on with the measurement that it was at; ``$RLPRUNE_JOBS`` are made side by side.
 
@@ -75,6 +78,9 @@ def settings(here: Project, name: str) -> Row:
         here.entry("experiments", entry["begin"])
     if entry["kind"] == "front":
         list(_searches(entry))
+    for changes in entry["changes"].values() if entry["kind"] == "ablation" else ():
+        for key in changes:
+            one_of("change to a search", key, sorted({"action", "criterion", *AGENTS}))
     return entry
 
 
@@ -166,11 +172,33 @@ def _transfer(here: Project, entry: Row, task: Row, network: nn.Module, data: Da
         begin = load(here.weights(*learned) / str(task["seed"]))
     budgets = [Budget(cost, share) for cost, share in entry["budgets"].items()]
     how = {"seed": task["seed"], "begin": begin, "progress": progress, **_evaluation(here, entry)}
-    result = prune(network, data.example, budgets, data, entry["episodes"], **how)
-    return result.history[["episode", "reward", "best", "seconds"]].to_dict("records")
+    return _evaluations(prune(network, data.example, budgets, data, entry["episodes"], **how))
 
 
-KINDS = {"reward": (_candidates, _reward), "front": (_searches, _front), "transfer": (_beginnings, _transfer)}
+def _changes(entry: Row) -> Iterator[Row]:
+    for seed in entry["seeds"]:
+        yield from ({"search": label, "seed": seed} for label in entry["changes"])
+
+
+def _changed(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+    """A row per evaluation: reward, and the best so far."""
+    budgets = [Budget(cost, share) for cost, share in entry["budgets"].items()]
+    how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry), **entry["changes"][task["search"]]}
+    return _evaluations(prune(network, data.example, budgets, data, entry["episodes"], **how))
+
+
+def _evaluations(result: PruningResult) -> list[Row]:
+    """Of a search, a row each; with the seconds of the whole search, which learns between evaluations."""
+    rows = result.history[["episode", "reward", "best"]]
+    return rows.assign(seconds=result.seconds).to_dict("records")
+
+
+KINDS = {
+    "reward": (_candidates, _reward),
+    "front": (_searches, _front),
+    "transfer": (_beginnings, _transfer),
+    "ablation": (_changes, _changed),
+}
 # what an entry of each kind has beside that of every study
 OWN = {"reward": {"candidates", "rewards", "training"}, "front": {"episodes", "points"}}
-OWN["transfer"] = {"episodes", "begin"}
+OWN |= {"transfer": {"episodes", "begin"}, "ablation": {"episodes", "changes"}}
