@@ -1,8 +1,10 @@
 """Files that are whole or absent, and read without executing anything stored in them."""
 
+import glob
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,19 @@ from torch import nn
 
 from rlprune.errors import InputError
 
+ABANDONED = 3600.0  # seconds after which nobody is taken to be still writing a file
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a file beside ``path``, then put it in place; nothing half-written stays."""
+    """Have ``write`` fill a file beside ``path``, then put it in place; nothing half-written stays.
+
+    What a process left that was killed while it wrote goes with the next write.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            left.unlink(missing_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)

@@ -1,6 +1,7 @@
 """Training: it learns, repeats itself, and goes on where it was killed."""
 
 import dataclasses
+import os
 
 import pandas as pd
 import pytest
@@ -126,6 +127,16 @@ def test_nothing_half_written_stays(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         files.write_atomically(tmp_path / "file.txt", write)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_goes_but_not_what_is_being_written(tmp_path):
+    left, busy, other = (tmp_path / name for name in (".file[1].pt.7.partial", ".file[1].pt.8.partial", "file.txt"))
+    for path in (left, busy, other):
+        path.write_text("half")
+    os.utime(left, (0, 0))
+    os.utime(other, (0, 0))
+    files.write_atomically(tmp_path / "file[1].pt", lambda path: path.write_text("whole"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [busy.name, other.name, "file[1].pt"]
 
 
 @pytest.mark.parametrize(
