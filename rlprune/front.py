@@ -34,6 +34,7 @@ from rlprune.result import PruningResult
 from rlprune.search import KNOWN, imagine, options_for
 
 BANDS = 4  # of budgets, each with a λ of its own
+LOOKS = 4  # evaluations that each point gets once the agent has learned
 POINTS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 
 
@@ -159,8 +160,8 @@ def pareto(
     """Search once for the best pruned networks under every budget between the smallest and the largest of ``points``.
 
     ``points`` are the budgets to return a network for, shares of the unpruned network's ``cost``. After ``episodes``
-    evaluations while it learns (rounded up to whole updates) the agent spends one more on each point, on what it
-    has learned to decide there. See `rlprune.prune` for the other arguments.
+    evaluations while it learns (rounded up to whole updates) the agent spends `LOOKS` more on each point, see
+    `proposals`. See `rlprune.prune` for the other arguments.
 
     Raises:
         InputError: bad options, or a smallest budget that cannot be met.
@@ -181,7 +182,8 @@ def pareto(
     low, high = points[0], points[-1]
     env = FrontEnv(network, example_input, cost, low, high, evaluator, action=action, groups=groups, **rest)
     ppo = LagrangianPPO(env, [0.0] * BANDS, seed=seed, options=options_for(env, episodes, criterion, agent or {}))
-    log, model, found = SearchLog(env.candidates, episodes + len(points), progress), RewardModel(), []
+    log, model, found = SearchLog(env.candidates, episodes + LOOKS * len(points), progress), RewardModel(), []
+    practises = bool(imagined) and env.candidates.predicted
     what = [weights_hash(network), budgets[0].name, points, episodes, action, seed, criterion, minimum, multiple]
     run = str([*what, evaluation, imagined, asdict(ppo.options), images.sha256 if images is not None else None])
     path = Path(checkpoint) if checkpoint is not None else None
@@ -206,7 +208,7 @@ def pareto(
         while len(log.rows) < episodes:
             ppo.learn(1)  # a whole update
             take()
-            if imagined and env.candidates.predicted and len(log.rows) >= KNOWN:
+            if practises and len(log.rows) >= KNOWN:
                 imagine(ppo, env, model, imagined)
             if path is not None:
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
@@ -214,11 +216,11 @@ def pareto(
                 state["seconds"] = time.perf_counter() - start
                 write_atomically(path, lambda file, state=state: torch.save(state, file))
         for share in points:
-            observation, _ = env.reset(options={"share": share})
-            over = False
-            while not over:
-                observation, _, over, _, _ = env.step(ppo.predict(observation, deterministic=True)[0])
-            take()
+            for actions in proposals(env, ppo, model if practises else None, share):
+                env.reset(options={"share": share})
+                for action in actions:
+                    env.step(action)
+                take()
     seconds = time.perf_counter() - start
     results = {}
     for share in points:
@@ -227,6 +229,45 @@ def pareto(
         best = sorted(within, key=lambda decision: -decision.reward)[:KEPT]
         results[share] = finish(env.candidates, best, evaluator, log.rows, len(log.rows), seconds, "front")
     return Front(results, pd.DataFrame(log.rows))
+
+
+def proposals(env: FrontEnv, ppo: LagrangianPPO, model: RewardModel | None, share: float) -> list[np.ndarray]:
+    """What to evaluate for a budget: what the agent decides there, then what promises most.
+
+    With a model of the reward that is, of all decisions evaluated under whatever budget and brought onto this one,
+    those of which the model expects most; without one, samples of what the agent might decide.
+
+    Returns:
+        `LOOKS` decisions at most, the actions of an episode each, (groups, actions).
+    """
+    first = _decided(env, ppo, share, deterministic=True)
+    if model is None:
+        return [first, *(_decided(env, ppo, share, deterministic=False) for _ in range(LOOKS - 1))]
+    model.fit()
+    count, sizes = len(env.groups), env.candidates.sizes
+    expected: dict[bytes, tuple[float, np.ndarray]] = {}
+    for summary in np.array(model.summaries):
+        shares, weights = np.exp(summary[:count]), summary[count:]
+        widths = np.array(env.candidates.fit(shares, "scale"))
+        onto = np.concatenate([np.log(widths / sizes), weights])
+        if onto.tolist() not in model.summaries:  # what is known already is not looked at again
+            actions = np.column_stack([widths / sizes, (1 + weights.reshape(count, -1)) / 2])
+            expected[onto.tobytes()] = model(onto), actions
+    best = sorted(expected.values(), key=lambda known: -known[0])
+    return [first, *(actions for _, actions in best[: LOOKS - 1])]
+
+
+def _decided(env: FrontEnv, ppo: LagrangianPPO, share: float, deterministic: bool) -> np.ndarray:
+    """The agent's actions in an episode under this budget, (groups, actions), which is not evaluated."""
+    env.imagined = lambda summary: 0.0
+    try:
+        (observation, _), actions, over = env.reset(options={"share": share}), [], False
+        while not over:
+            actions.append(ppo.predict(observation, deterministic)[0])
+            observation, _, over, _, _ = env.step(actions[-1])
+    finally:
+        env.imagined = None
+    return np.array(actions)
 
 
 def _point(result: PruningResult) -> tuple[float, float]:

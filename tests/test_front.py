@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 
 from rlprune import Budget, costs, load, pareto, prune
 from rlprune.errors import InputError
-from rlprune.front import BANDS, FrontEnv
+from rlprune.front import BANDS, LOOKS, FrontEnv
 from rlprune.studies import hypervolume
 
 POINTS = (0.1, 0.2, 0.4)
@@ -42,7 +42,7 @@ def test_every_point_is_within_its_budget_and_more_is_no_worse(front, trained, d
     table = front.table
     assert (table["cost"] <= table["budget"]).all()
     assert table["reward"].is_monotonic_increasing
-    assert len(front.history) == 60 + len(POINTS)
+    assert len(front.history) == 60 + LOOKS * len(POINTS)
     assert (front.history["budget"].between(9.999, 40.001)).all()
 
 
@@ -84,7 +84,7 @@ def test_filterwise_and_measured_costs_have_fronts_too(trained, digits, tmp_path
     front = search(trained, digits, cost=filters, action="filterwise", episodes=20, points=(0.3, 0.6))
     assert all(result.costs["filters"]["share"] <= share for share, result in front.results.items())
     saved = front.save(tmp_path / "front")
-    assert len(pd.read_csv(saved / "history.csv")) == 22
+    assert len(pd.read_csv(saved / "history.csv")) == 20 + 2 * LOOKS
     assert load(saved / "0.3", trained).widths == front.results[0.3].widths
 
 

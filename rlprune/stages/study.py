@@ -15,7 +15,7 @@ from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator
 from rlprune.files import read_json, weights_hash, write_json
-from rlprune.front import pareto
+from rlprune.front import LOOKS, pareto
 from rlprune.groups import trace
 from rlprune.peers.blind import LEAST
 from rlprune.result import PruningResult, load
@@ -148,8 +148,8 @@ def _front(here: Project, entry: Row, task: Row, network: nn.Module, data: Datas
     ((cost, shares),) = entry["budgets"].items()
     how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry)}
     if task["search"] == "front":
-        # the last evaluation at each point is one of those that it is given
-        rounds = (entry["episodes"] - len(entry["points"])) // EPISODES_PER_UPDATE
+        # the last evaluations at each point are among those that it is given
+        rounds = (entry["episodes"] - LOOKS * len(entry["points"])) // EPISODES_PER_UPDATE
         front = pareto(network, data.example, cost, data, rounds * EPISODES_PER_UPDATE, entry["points"], **how)
         return front.table.assign(evaluations=len(front.history)).to_dict("records")
     episodes = entry["episodes"] // len(shares)
