@@ -118,7 +118,7 @@ def front_figure(history: pd.DataFrame) -> Figure:
         for search, part in history.groupby("search"):
             axis.scatter(part["cost"], part["reward"], s=10, color=_COLOURS[search], alpha=0.6, linewidth=0)
             mean = part.groupby("budget")[["cost", "reward"]].mean()
-            axis.plot(mean["cost"], mean["reward"], color=_COLOURS[search])
+            axis.step(mean["cost"], mean["reward"], where="post", color=_COLOURS[search])  # between two, the smaller
         axis.set_xscale("log")
         ticks = sorted(set(history["budget"].round(6)))
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
@@ -202,6 +202,21 @@ def ablation_figure(history: pd.DataFrame) -> Figure:
     return figure
 
 
+# what stands above each kind's table
+SAID = {
+    "reward": "Spearman's rank correlation of each reward with the accuracy on validation images after fine-tuning, "
+    "over the candidates, with its 95 % interval; mean and standard deviation of the reward; median "
+    "seconds per candidate.",
+    "front": "Area that the networks found dominate: accuracy over the logarithm of the cost, from 0 % up to the "
+    "unpruned network's cost. *Separate*: a search for each of the budgets. *Front*: one search for all, "
+    "with as many evaluations in all; with all its networks, and with those for the separate searches' "
+    "budgets alone (*at same*).",
+    "transfer": "Best reward of a fresh search after all its evaluations, of one that began with what the agent had "
+    "learned on another network, and the evaluations after which that was as good.",
+    "ablation": "Mean reward of the first 20 evaluations and best reward at the end, means over seeds; the difference "
+    "is to the first row, seed by seed, ± its standard error; seconds are the whole search's, on the "
+    "median.",
+}
 MAKERS = {
     "ablation": (ablation_table, ablation_figure),
     "reward": (reward_table, reward_figure),
@@ -235,6 +250,7 @@ def report(names: Sequence[str], folder: str | Path, results: str | Path = "resu
             budgets = ", ".join(f"{cost} {share}" for cost, share in metrics["study"]["budgets"].items())
             data = f"{metrics['dataset']} ({metrics['source'].rstrip('.')})"
             said = f"{network_label(metrics['network'])}, {data}; {budgets}; {metrics['device']}."
+            said = f"{SAID[metrics['study']['kind']]} {said}"
             lines += ["", f"## {name}", "", said, "", _markdown(tables[name]), "", f"![{name}]({name}.png)"]
         (partial / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tables

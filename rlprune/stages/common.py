@@ -152,7 +152,8 @@ def environment(device: str) -> dict[str, Any]:
         where = torch.cuda.get_device_name()
     else:
         beside = f" each for {jobs()} runs side by side" if jobs() > 1 else ""
-        where = f"{cpu().get('cpu_name') or platform.processor()}, {threads()} threads{beside}"
+        count = f"{threads()} thread{'s' if threads() > 1 else ''}"
+        where = f"{cpu().get('cpu_name') or platform.processor()}, {count}{beside}"
     precision = "bfloat16" if isinstance(half_precision(device), torch.autocast) else "float32"
     packages = ["torch", "torchvision", "numpy", "gymnasium", "torch-pruning", "rlprune"]
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
