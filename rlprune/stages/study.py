@@ -18,7 +18,7 @@ from rlprune.files import read_json, weights_hash, write_json
 from rlprune.front import LOOKS, pareto
 from rlprune.groups import trace
 from rlprune.peers.blind import LEAST
-from rlprune.result import PruningResult, load
+from rlprune.result import load
 from rlprune.search import EPISODES_PER_UPDATE, prune
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, project
@@ -117,9 +117,8 @@ def _reward(here: Project, entry: Row, task: Row, network: nn.Module, data: Data
         label: Evaluator(network, groups, data, **{**given.get("evaluation", {}), **changes})
         for label, changes in entry["rewards"].items()
     }
-    budgets = [Budget(cost, share) for cost, share in entry["budgets"].items()]
     sample = next(iter(evaluators.values())).sample
-    candidates = Candidates(network, groups, data.example, budgets, given.get("criterion", "magnitude"), sample)
+    candidates = Candidates(network, groups, data.example, _budgets(entry), given.get("criterion", "magnitude"), sample)
     draw = np.random.default_rng([entry["seeds"][0], task["candidate"]])
     widths = candidates.fit(draw.uniform(LEAST, 1, len(groups)), "scale")
     masks = candidates.masks(widths)
@@ -165,14 +164,11 @@ def _beginnings(entry: Row) -> Iterator[Row]:
 
 
 def _transfer(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
-    """A row per evaluation: reward, and the best so far."""
     begin = None
     if task["search"] == "continued":
         learned = here.entry("experiments", entry["begin"])["suite"], entry["begin"], "search", "layerwise"
         begin = load(here.weights(*learned) / str(task["seed"]))
-    budgets = [Budget(cost, share) for cost, share in entry["budgets"].items()]
-    how = {"seed": task["seed"], "begin": begin, "progress": progress, **_evaluation(here, entry)}
-    return _evaluations(prune(network, data.example, budgets, data, entry["episodes"], **how))
+    return _search(here, entry, task, network, data, progress, begin=begin)
 
 
 def _changes(entry: Row) -> Iterator[Row]:
@@ -181,16 +177,20 @@ def _changes(entry: Row) -> Iterator[Row]:
 
 
 def _changed(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
-    """A row per evaluation: reward, and the best so far."""
-    budgets = [Budget(cost, share) for cost, share in entry["budgets"].items()]
-    how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry), **entry["changes"][task["search"]]}
-    return _evaluations(prune(network, data.example, budgets, data, entry["episodes"], **how))
+    return _search(here, entry, task, network, data, progress, **entry["changes"][task["search"]])
 
 
-def _evaluations(result: PruningResult) -> list[Row]:
-    """Of a search, a row each; with the seconds of the whole search, which learns between evaluations."""
-    rows = result.history[["episode", "reward", "best"]]
-    return rows.assign(seconds=result.seconds).to_dict("records")
+def _search(
+    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool, **changes: Any
+) -> list[Row]:
+    """A row per evaluation: reward, the best so far, and the seconds of the whole search."""
+    how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry), **changes}
+    result = prune(network, data.example, _budgets(entry), data, entry["episodes"], **how)
+    return result.history[["episode", "reward", "best"]].assign(seconds=result.seconds).to_dict("records")
+
+
+def _budgets(entry: Row) -> list[Budget]:
+    return [Budget(cost, share) for cost, share in entry["budgets"].items()]
 
 
 KINDS = {
