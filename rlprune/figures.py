@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from scipy import stats
 
 from rlprune.plotting import DOTS, LIMIT, WIDTH, columns_of, curve, finish, identified, key, save, style
+from rlprune.published import published
 from rlprune.tables import (
     cost_label,
     count,
@@ -255,7 +256,8 @@ def training_curves(history: pd.DataFrame) -> Figure:
 def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
     """Accuracy after fine-tuning against what is kept of a cost, one panel per dataset and network.
 
-    The dotted line is the unpruned network; error bars are ± one standard deviation over seeds.
+    The dotted line is the unpruned network; error bars are ± one standard deviation over seeds. Crosses are what
+    other papers report of the same network (`rlprune.published`), from baselines and trainings of their own.
 
     Args:
         table: of `results_table`.
@@ -279,7 +281,13 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
                 x, y, spread = (points[c] for c in (share, "accuracy", "accuracy_std"))
                 colour, marker = method_style(method)
                 axis.errorbar(x, y, spread, capsize=2, color=colour, marker=marker, **look)
-            least, most = part[share].min(), part[share].max()
+            theirs = published(dataset, network) if cost == "parameters" else []
+            for place, one in enumerate(theirs):
+                axis.plot(one.kept, one.after, "x", color="0.25", markersize=5)
+                where = {"xytext": (0, -10 if place % 2 else 5), "textcoords": "offset points"}  # neighbours apart
+                axis.annotate(one.method, (one.kept, one.after), **where, ha="center", fontsize=6.5)
+            kept = [*part[share], *(one.kept for one in theirs)]
+            least, most = min(kept), max(kept)
             room = max(1.25, 2 * (least / most) ** 0.5)  # shows at least a factor of four
             axis.set(xscale="log", xlim=(least / room, most * room))
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -289,6 +297,8 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
             finish(axis, title, "Accuracy after\nfine-tuning (%)", f"{cost_label(cost, capital=True)} kept (%)")
         handles = [key(method_label(m), method_style(m)[0], marker=method_style(m)[1], **look) for m in methods]
         handles.append(key("Unpruned", "black", linestyle=":", linewidth=1))
+        if cost == "parameters" and any(published(*panel) for panel, _ in panels):
+            handles.append(key("Reported elsewhere", "0.25", linestyle="", marker="x", markersize=5))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from rlprune.figures import accuracy_against, save, search_curves, search_progress, training_curves, widths
 from rlprune.margins import agents_margins, extras, spreads
+from rlprune.published import beside
 from rlprune.tables import COUNTED, limits, load_results, page, results_table
 
 _OURS = re.compile(r"(results|margins)\.(csv|md)|(accuracy_against_.+|(curves|progress|widths|training)_.+)\.(png|svg)")
@@ -45,7 +46,9 @@ def report(suite: str, experiments: Sequence[str], folder: str | Path, results: 
             if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
                 save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
                 save(search_progress(search.history), partial / f"progress_{name}")
-        text = page(loaded, table, {file.name for file in partial.iterdir()}, spreads(margins) + extras(loaded))
+        text = page(
+            loaded, table, {file.name for file in partial.iterdir()}, spreads(margins) + extras(loaded) + beside(table)
+        )
         (partial / "results.md").write_text(text, encoding="utf-8")
     return table
 

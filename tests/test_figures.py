@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from rlprune import figures, margins, plotting, reports, tables
+from rlprune import figures, margins, plotting, published, reports, tables
 from rlprune.errors import InputError
 
 LAYERS = {f"features.{3 * i}": size for i, size in enumerate([64, 128, 256, 256, 512, 512, 512, 512])}
@@ -370,6 +371,30 @@ def test_accuracy_against_a_cost(root):
     assert "MACs" in against_macs.get_xlabel()
 
 
+def test_what_others_report_stands_beside_the_same_network(root, tmp_path):
+    digits = tables.results_table(load(root, "digits_vgg11_10"))
+    cifar = digits.assign(dataset="cifar10", network="vgg16")
+
+    def labels(table, cost):
+        figure = figures.accuracy_against(table, cost)
+        return {text.get_text() for text in figure.findobj(Text)}, figure.axes[0]
+
+    texts, axis = labels(cifar, "parameters")
+    assert {"CHIP", "FSM", "DECORE", "Reported elsewhere"} <= texts
+    low, high = axis.get_xlim()
+    assert low < 1.7
+    assert high > 16.7
+    for table, cost in ((cifar, "macs"), (digits, "parameters"), (digits.assign(dataset="cifar10"), "parameters")):
+        assert not {"CHIP", "Reported elsewhere"} & labels(table, cost)[0]
+
+    lines = published.beside(cifar)
+    chip = next(line for line in lines if "| 16.7 % | CHIP" in line)
+    assert "93.96 → 93.72" in chip
+    assert "Layer-wise agent, 9.9 %: 99.00 → 99.00 (+0.00)" in chip  # the better one of the two methods
+    assert next(line for line in lines if "FSM" in line and "9.4 %" in line).endswith("| – |")  # ours are larger
+    assert published.beside(digits) == []
+
+
 def test_live_curves_are_drawn_in_place(monkeypatch):
     import IPython.display
 
@@ -465,12 +490,13 @@ def test_nothing_global_changes(tmp_path):
 
 
 def test_no_network_is_loaded():
-    for module in (figures, plotting, tables):
+    for module in (figures, plotting, published, tables):
         tree = ast.walk(ast.parse(Path(module.__file__).read_text()))
         names = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
         assert {name for name in names if name.startswith("rlprune")} <= {
             "rlprune.tables",
             "rlprune.plotting",
+            "rlprune.published",
             "rlprune.errors",
         }
         assert "import torch" not in Path(module.__file__).read_text()
