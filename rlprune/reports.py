@@ -17,13 +17,19 @@ from rlprune.tables import COUNTED, limits, load_results, page, results_table
 _OURS = re.compile(r"(results|margins)\.(csv|md)|(accuracy_against_.+|(curves|progress|widths|training)_.+)\.(png|svg)")
 
 
-def report(suite: str, experiments: Sequence[str], folder: str | Path, results: str | Path = "results") -> pd.DataFrame:
+def report(
+    suite: str,
+    experiments: Sequence[str],
+    folder: str | Path,
+    results: str | Path = "results",
+    notes: Sequence[str] = (),
+) -> pd.DataFrame:
     """Write the table and every figure of some experiments: results.csv, results.md, margins.csv and, as PNG and SVG,
     accuracy_against_<cost>, curves_, progress_ and widths_<experiment>, and training_<baseline>.
 
     All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
-    Figures of an earlier report go; files that no report writes stay. Curves and
-    progress of an experiment in which no method has episodes are left out.
+    Figures of an earlier report go; files that no report writes stay. Curves and progress of an experiment in which
+    no method has episodes are left out. ``notes`` are lines for the head of the page.
 
     Returns:
         the table; see `results_table`.
@@ -46,9 +52,8 @@ def report(suite: str, experiments: Sequence[str], folder: str | Path, results: 
             if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
                 save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
                 save(search_progress(search.history), partial / f"progress_{name}")
-        text = page(
-            loaded, table, {file.name for file in partial.iterdir()}, spreads(margins) + extras(loaded) + beside(table)
-        )
+        more = spreads(margins) + extras(loaded) + beside(table)
+        text = page(loaded, table, {file.name for file in partial.iterdir()}, notes, more)
         (partial / "results.md").write_text(text, encoding="utf-8")
     return table
 

@@ -174,8 +174,10 @@ def markdown(table: pd.DataFrame) -> str:
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
-def page(results: Results, table: pd.DataFrame, files: Collection[str], more: Sequence[str] = ()) -> str:
-    """The report as Markdown: where the numbers come from, the table, ``more`` lines, the figures among ``files``."""
+def page(
+    results: Results, table: pd.DataFrame, files: Collection[str], notes: Sequence[str] = (), more: Sequence[str] = ()
+) -> str:
+    """The report as Markdown: where numbers come from, ``notes``, the table, ``more``, the figures among ``files``."""
     stages = [*results.baselines.values(), *results.searches.values(), *results.finetunes.values()]
     heads = [stage.metrics for stage in stages]
     images = ("train_images", "validation_images", "test_images")
@@ -195,6 +197,7 @@ def page(results: Results, table: pd.DataFrame, files: Collection[str], more: Se
         f"- Versions: {'; '.join(dict.fromkeys(versions))}",
         f"- Seeds of the baselines: {'; '.join(sorted(seeds))}; of every method: last column",
         f"- Made by: `dvc repro {results.suite}`",
+        *notes,
         "",
         markdown(table),
         "",

@@ -187,6 +187,11 @@ def test_plain_functions_do_the_same_without_dvc_and_papermill(tmp_path, clone):
     table = tables.run("quick", tmp_path)
     assert list(table["method"]) == ["layerwise", "uniform"]
     assert "| " in tables.show("quick", tmp_path)
+    params["experiments"]["later"] = params["experiments"][NAME]
+    write(tmp_path, params)
+    assert set(tables.run("quick", tmp_path)["experiment"]) == {NAME}
+    page = (tmp_path / "reports/quick/results.md").read_text()
+    assert "Not run yet: later, `dvc repro finetune@later`" in page
     mine = read(tmp_path / "results/quick" / NAME / "finetune/metrics.json")["methods"]
     assert set(mine) == {"layerwise", "uniform"}
 

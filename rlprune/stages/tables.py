@@ -14,15 +14,24 @@ STUDIES = "studies"  # of all studies there is one report, beside those of the s
 
 
 def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
-    """Write ``reports/<suite>/``; return the results table (of the studies: what they have in common, their names)."""
+    """Write ``reports/<suite>/``; return the results table (of the studies: what they have in common, their names).
+
+    Experiments of the suite that have no results yet are left out, and the report says how to run them.
+
+    Raises:
+        InputError: no experiment of the suite has results, or they are incomplete or broken.
+    """
     here = project(root)
     if suite == STUDIES:
         names = list(here.params.get(STUDIES) or {})
         return pd.DataFrame(
             {"study": list(report_studies(names, here.root / "reports" / STUDIES, here.root / "results"))}
         )
-    experiments = here.members(suite)
-    return report(suite, experiments, here.root / "reports" / suite, results=here.root / "results")
+    members = here.members(suite)
+    made = [name for name in members if here.results(suite, name).exists()]
+    stages = {name: "peers" if name in (here.params.get("comparisons") or {}) else "finetune" for name in members}
+    absent = [f"- Not run yet: {name}, `dvc repro {stages[name]}@{name}`" for name in members if name not in made]
+    return report(suite, made or members, here.root / "reports" / suite, here.root / "results", absent)
 
 
 def show(suite: str, root: str | Path | None = None) -> str:
