@@ -1,22 +1,26 @@
 """Stage tables: every table and figure of a suite, from result files only."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 
-from rlprune import figures
+from rlprune import claims, figures
 from rlprune.errors import InputError
-from rlprune.reports import report
-from rlprune.stages.common import project
+from rlprune.reports import renewed, report
+from rlprune.stages.common import Project, project
 from rlprune.studies import report as report_studies
+from rlprune.tables import load_results, results_table
 
 STUDIES = "studies"  # of all studies there is one report, beside those of the suites
+PAPER = "paper"  # and one page of the paper's claims, beside what two suites reached
 
 
 def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
     """Write ``reports/<suite>/``; return the results table (of the studies: what they have in common, their names).
 
-    Experiments of the suite that have no results yet are left out, and the report says how to run them.
+    ``suite`` may also be "studies", or "paper" for reports/paper.md, from what there is of the suites cifar10 and
+    published. Experiments of a suite that have no results yet are left out, and its report says how to run them.
 
     Raises:
         InputError: no experiment of the suite has results, or they are incomplete or broken.
@@ -27,11 +31,31 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
         return pd.DataFrame(
             {"study": list(report_studies(names, here.root / "reports" / STUDIES, here.root / "results"))}
         )
+    if suite == PAPER:
+        return _paper(here)
     members = here.members(suite)
-    made = [name for name in members if here.results(suite, name).exists()]
+    made = _made(here, suite)
     stages = {name: "peers" if name in (here.params.get("comparisons") or {}) else "finetune" for name in members}
     absent = [f"- Not run yet: {name}, `dvc repro {stages[name]}@{name}`" for name in members if name not in made]
     return report(suite, made or members, here.root / "reports" / suite, here.root / "results", absent)
+
+
+def _made(here: Project, suite: str) -> list[str]:
+    """The experiments of a suite that have results."""
+    return [name for name in here.members(suite) if here.results(suite, name).exists()]
+
+
+def _paper(here: Project) -> pd.DataFrame:
+    loaded = {
+        suite: load_results(suite, made, here.root / "results")
+        for suite in ("cifar10", "published")
+        if suite in here.params["suites"] and (made := _made(here, suite))
+    }
+    table = results_table(loaded["cifar10"]) if "cifar10" in loaded else pd.DataFrame()
+    with renewed(here.root / "reports", re.compile(rf"{PAPER}\.md")) as partial:
+        text = claims.page(loaded.get("published"), table)
+        (partial / f"{PAPER}.md").write_text(text, encoding="utf-8")
+    return table
 
 
 def show(suite: str, root: str | Path | None = None) -> str:
