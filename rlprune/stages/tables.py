@@ -41,8 +41,8 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
 
 
 def _made(here: Project, suite: str) -> list[str]:
-    """The experiments of a suite that have results."""
-    return [name for name in here.members(suite) if here.results(suite, name).exists()]
+    """The experiments of a suite that have been searched and fine-tuned."""
+    return [name for name in here.members(suite) if here.results(suite, name, "finetune").exists()]
 
 
 def _paper(here: Project) -> pd.DataFrame:
