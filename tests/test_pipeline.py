@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,37 @@ def test_senseless_number_of_jobs_is_one_sentence(count, monkeypatch):
     monkeypatch.setenv("RLPRUNE_JOBS", count)
     with pytest.raises(InputError, match="RLPRUNE_JOBS must be a whole number"):
         jobs.jobs()
+
+
+def test_a_killed_run_leaves_no_workers(tmp_path):
+    shell = f"echo $PPID >> {tmp_path}/workers; sleep 15"  # in a worker, whose number the shell knows as its parent's
+    code = "import os; from rlprune.stages.jobs import side_by_side\n"
+    code += f"if __name__ == '__main__': side_by_side(os.system, [({shell!r},)] * 2)"
+    (tmp_path / "run.py").write_text(code)
+    parent = subprocess.Popen([sys.executable, tmp_path / "run.py"], cwd=ROOT, env={**os.environ, "RLPRUNE_JOBS": "2"})
+    for _ in range(600):
+        workers = (tmp_path / "workers").read_text().split() if (tmp_path / "workers").exists() else []
+        if len(workers) == 2:
+            break
+        time.sleep(0.1)
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        alive = [worker for worker in workers if alive_still(int(worker))]
+        if not alive:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still at work after 10 s: {alive}")
+
+
+def alive_still(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/status")
+    return not (status.exists() and "State:\tZ" in status.read_text())
 
 
 @pytest.mark.parametrize(

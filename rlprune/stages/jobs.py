@@ -1,6 +1,8 @@
 """Runs of a stage side by side, each in a process of its own."""
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -40,7 +42,7 @@ def side_by_side(work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> 
     if count == 1:
         return
     # a forked process would inherit the locks of this one's threads
-    pool = ProcessPoolExecutor(count, get_context("spawn"), torch.set_num_threads, (threads(),))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (threads(), os.getpid()))
     with pool:
         futures = [pool.submit(work, *task) for task in tasks]
         try:
@@ -49,3 +51,16 @@ def side_by_side(work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> 
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _begin(count: int, parent: int) -> None:
+    """Make a process ready: its threads, and its end if its parent is killed."""
+    torch.set_num_threads(count)
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: int) -> None:
+    """End this process soon after its parent: it would work on beside a run that is started again."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
