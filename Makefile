@@ -8,12 +8,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 # dvc runs `papermill` and `python` by name, so the environment's own must come first
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install quick cifar10 compare peers-digits peers-cifar10 test lint format lab clean
+.PHONY: help install quick cifar10 compare published peers-digits peers-cifar10 test lint format lab clean
 
 help:
 	@echo "make quick     digits: baseline, search, fine-tuning, tables and figures (reports/quick)"
 	@echo "make cifar10   the same for CIFAR-10 (hours on a CPU; reports/cifar10)"
 	@echo "make compare   the agents beside chance, CMA-ES and heuristics on CIFAR-10 (hours; reports/compare)"
+	@echo "make published the search as published, of few episodes, on CIFAR-10 (an hour; reports/published)"
 	@echo "make peers-digits, make peers-cifar10"
 	@echo "               methods of other papers under one protocol: minutes, and hours"
 	@echo "make test      ruff, notebooks stripped, the whole test suite"
@@ -29,7 +30,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,test]'
 	@touch $@
 
-quick cifar10 compare peers-digits peers-cifar10: install
+quick cifar10 compare published peers-digits peers-cifar10: install
 	@$(BIN)/python -m rlprune check
 	$(BIN)/dvc repro $@
 	@$(BIN)/python -m rlprune show $@

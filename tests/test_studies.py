@@ -10,9 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune import studies
+from rlprune import data, studies, trace
 from rlprune.errors import InputError
+from rlprune.networks import build
 from rlprune.stages import baseline, check, prepare, search, study, tables
+from rlprune.stages.common import Project
 
 COMMON = {"needs": "results/data/digits.json", "suite": "tiny", "baseline": "small", "seeds": [0]}
 TINY = {
@@ -73,6 +75,9 @@ def here(tmp_path_factory):
     return folder
 
 
+known = Project.entry
+
+
 def rows(folder, name):
     return pd.read_csv(folder / "results/studies" / name / "history.csv")
 
@@ -99,6 +104,23 @@ def test_reward_study_judges_and_trains_every_candidate(here, monkeypatch):
     assert found["widths"].nunique() == 3
     assert found[["default", "raw", "accuracy"]].stack().between(0, 100).all()
     assert (found[["default seconds", "raw seconds"]] > 0).all(axis=None)
+    assert found["MACs kept, not evaluated"].between(0, 100, inclusive="neither").all()
+
+
+def test_candidates_around_given_widths_stay_near_them(here, monkeypatch):
+    sizes = [group.size for group in trace(build("resnet20"), data.load("digits").example)]
+    near = {"around": [size // 2 for size in sizes], "rewards": {"default": {}}, "budgets": {"parameters": 0.25}}
+    entry = {**TINY["studies"]["reward"], **near}
+    monkeypatch.setattr(
+        Project, "entry", lambda self, group, name: entry if name == "near" else known(self, group, name)
+    )
+    study.run("near", here, progress=False)
+    shares = rows(here, "near")["widths"].str.split(expand=True).astype(int) / sizes
+    assert (shares.max(axis=1) / shares.min(axis=1) < 4.5).all()  # a factor of four, and rounding
+    assert shares.std(axis=1).gt(0.02).all()
+    entry["around"] = [3]
+    with pytest.raises(InputError, match=f"lists 1 widths, and the network has {len(sizes)} groups"):
+        study.run("near", here, progress=False)
 
 
 def test_front_study_spends_equal_evaluations(here):

@@ -28,7 +28,17 @@ OPTIONAL = {
     "suites": {"baseline"},
     "baselines": {"training"},
     "experiments": {"baseline_seed", "search", "training"},
-    "studies": {"baseline_seed", "candidates", "rewards", "training", "episodes", "points", "begin", "changes"},
+    "studies": {
+        "baseline_seed",
+        "candidates",
+        "rewards",
+        "training",
+        "episodes",
+        "points",
+        "begin",
+        "changes",
+        "around",
+    },
 }
 
 

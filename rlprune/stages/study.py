@@ -29,6 +29,7 @@ from rlprune.stages.search import AGENTS
 from rlprune.training import Training, accuracy, fit
 
 Row = dict[str, Any]
+CAPACITY = "MACs kept, not evaluated"
 
 
 def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
@@ -38,7 +39,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
 
     - reward: ``candidates`` random networks within budget, each judged by every one of ``rewards`` (options of
       `rlprune.evaluate.Evaluator`, the default's first) and then fine-tuned by ``training``. Does the reward
-      foretell the accuracy, and at what price in seconds?
+      foretell the accuracy, and at what price in seconds? With ``around``, a width per group, none of the widths is
+      less than half or more than twice that before the budget scales them: how is it where a search ends?
     - front: one search for all ``points`` of a cost with ``episodes`` evaluations in all, against a search for each
       of ``budgets`` with its part of those.
     - transfer: a search that begins with what an agent learned in the experiment ``begin``, against a fresh one.
@@ -120,17 +122,27 @@ def _reward(here: Project, entry: Row, task: Row, network: nn.Module, data: Data
     sample = next(iter(evaluators.values())).sample
     candidates = Candidates(network, groups, data.example, _budgets(entry), given.get("criterion", "magnitude"), sample)
     draw = np.random.default_rng([entry["seeds"][0], task["candidate"]])
-    widths = candidates.fit(draw.uniform(LEAST, 1, len(groups)), "scale")
+    around = entry.get("around")
+    if around is None:
+        shares = draw.uniform(LEAST, 1, len(groups))
+    elif len(around) == len(groups):
+        shares = np.array(around) / candidates.sizes * 2 ** draw.uniform(-1, 1, len(groups))
+    else:
+        raise InputError(f"'around' of a study lists {len(around)} widths, and the network has {len(groups)} groups.")
+    widths = candidates.fit(shares, "scale")
     masks = candidates.masks(widths)
-    row: Row = {"widths": " ".join(map(str, widths))}
+    whole = candidates.predictor.macs(candidates.sizes.tolist())
+    # what can be had for nothing stands beside the rewards
+    row: Row = {CAPACITY: 100 * candidates.predictor.macs(widths) / whole, f"{CAPACITY} seconds": 0.0}
+    row["widths"] = " ".join(map(str, widths))
     for label, evaluator in evaluators.items():
         start = time.perf_counter()
         row[label] = evaluator(masks)
         row[f"{label} seconds"] = time.perf_counter() - start
     slim = next(iter(evaluators.values())).candidate(masks)
     label = f"candidate {task['candidate']}" if progress else None
-    fit(slim, data, Training.of(entry["training"]), entry["seeds"][0], progress=label)
-    return [{**row, "accuracy": accuracy(slim, data, data.validation)}]
+    history = fit(slim, data, Training.of(entry["training"]), entry["seeds"][0], progress=label)
+    return [{**row, "loss": history["loss"].iloc[-1], "accuracy": accuracy(slim, data, data.validation)}]
 
 
 def _searches(entry: Row) -> Iterator[Row]:
