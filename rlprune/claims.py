@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rlprune.margins import AGENTS
-from rlprune.tables import Results, limits, method_label, network_label
+from rlprune.tables import Results, limits, method_label, network_label, signed
 
 COMPARABLE = 0.3  # points that a network may lose and still be called comparable: a standard error of 10,000 images
 LAST = 0.05  # share of a search that its end is read from
@@ -119,10 +119,10 @@ def _verdicts(table: pd.DataFrame) -> Iterator[str]:
                 verdict = "surpassed: nothing lost, filters gone"
             else:
                 verdict = "reproduced, filters gone" if -row.change <= claim.loss else "not reproduced"
-            change = f"{row.change:+.2f}".replace("-", "−")
             yield (
                 f"{head} {method_label(row.method)}, {100 - row.parameters_percent:.1f} % gone: "
-                f"{row.accuracy_before:.2f} → {row.accuracy:.2f} ({change}; seeds {row.seeds}) | {verdict} |"
+                f"{row.accuracy_before:.2f} → {row.accuracy:.2f} ({signed(row.change)}; "
+                f"seeds {row.seeds}) | {verdict} |"
             )
 
 

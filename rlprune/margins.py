@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from rlprune.tables import Results, method_label, method_rank
+from rlprune.tables import Results, method_label, method_rank, signed
 
 AGENTS = ("layerwise", "filterwise")
 SURE = 2.0  # standard errors from which on a difference is called larger than the spread
@@ -53,7 +53,7 @@ def spreads(margins: pd.DataFrame) -> list[str]:
 def _cell(difference: float, error: float) -> str:
     if pd.isna(difference):
         return "–"
-    text = f"{difference:+.2f} ± {error:.2f}".replace("-", "−")
+    text = f"{signed(difference)} ± {error:.2f}"
     return f"**{text}**" if abs(difference) > SURE * error else text
 
 

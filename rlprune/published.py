@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from rlprune.tables import method_label, network_label
+from rlprune.tables import method_label, network_label, signed
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def beside(table: pd.DataFrame) -> list[str]:
             ours = part[part["parameters_percent"] <= one.kept].sort_values("accuracy").tail(1)
             texts = [
                 f"{method_label(row.method)}, {row.parameters_percent:.1f} %: {row.accuracy_before:.2f} → "
-                f"{row.accuracy:.2f} ({f'{row.change:+.2f}'.replace('-', '−')})"
+                f"{row.accuracy:.2f} ({signed(row.change)})"
                 for row in ours.itertuples()
             ]
             before = "" if one.before is None else f"{one.before:.2f} "

@@ -271,6 +271,11 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def signed(points: float) -> str:
+    """A difference in points: +0.12, −0.42."""
+    return f"{points:+.2f}".replace("-", "−")
+
+
 def duration(seconds: float) -> str:
     """A time to two figures or so: 31 s, 12 min, 2.5 h."""
     if seconds < 99.5:

@@ -371,7 +371,7 @@ def test_accuracy_against_a_cost(root):
     assert "MACs" in against_macs.get_xlabel()
 
 
-def test_what_others_report_stands_beside_the_same_network(root, tmp_path):
+def test_what_others_report_stands_beside_the_same_network(root):
     digits = tables.results_table(load(root, "digits_vgg11_10"))
     cifar = digits.assign(dataset="cifar10", network="vgg16")
 

@@ -35,8 +35,12 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
         return _paper(here)
     members = here.members(suite)
     made = _made(here, suite)
-    stages = {name: "peers" if name in (here.params.get("comparisons") or {}) else "finetune" for name in members}
-    absent = [f"- Not run yet: {name}, `dvc repro {stages[name]}@{name}`" for name in members if name not in made]
+    peers = here.params.get("comparisons") or {}
+    absent = [
+        f"- Not run yet: {name}, `dvc repro {'peers' if name in peers else 'finetune'}@{name}`"
+        for name in members
+        if name not in made
+    ]
     return report(suite, made or members, here.root / "reports" / suite, here.root / "results", absent)
 
 
