@@ -23,6 +23,7 @@ from tqdm import tqdm
 from rlprune.data import Dataset, Split
 from rlprune.errors import InputError
 from rlprune.files import read_checkpoint, write_atomically
+from rlprune.lessons import Answer, Lessons
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def fit(
     teacher: nn.Module | None = None,
     checkpoint: str | Path | None = None,
     progress: str | None = "train",
+    lessons: str | Path | None = None,
 ) -> pd.DataFrame:
     """Train a network in place.
 
@@ -112,13 +114,15 @@ def fit(
         checkpoint: a file written after every epoch. If it is there, training
             goes on from it and ends as if never stopped; it is left in place.
         progress: label of the progress bar, None for none.
+        lessons: a folder in which the teacher's outputs stay, for other networks that it teaches on the same images
+            (same data, seed and batch size): they take them from there. See `rlprune.lessons`.
 
     Returns:
         one row an epoch: epoch, loss, train_accuracy and validation_accuracy in
         percent, images_per_second (of the training steps alone), seconds since the start.
 
     Raises:
-        InputError: a checkpoint that is cut off or of another run, or too few images for one batch.
+        InputError: a checkpoint that is cut off or of another run, a lesson that is, or too few images for one batch.
     """
     steps = len(data.train) // training.batch_size
     if steps < 1:
@@ -150,12 +154,16 @@ def fit(
         history = state["history"]
     earlier = history[-1]["seconds"] if history else 0.0
     start = time.perf_counter()
+    taught = None
+    if teacher is not None and training.distillation > 0:
+        taught = Lessons(teacher, data, training.batch_size, seed, Path(lessons) if lessons is not None else None)
     done, total = len(history) * steps, training.epochs * steps
     # an executed notebook keeps every line that the bar writes, hence not more than one a second
     with tqdm(total=total, initial=done, desc=progress, mininterval=1, disable=progress is None) as bar:
         for epoch in range(len(history) + 1, training.epochs + 1):
             batches = data.augmented(training.batch_size, generator, epoch)
-            row = one_epoch(network, batches, training, optimizer, schedule, teacher, bar)
+            with taught.epoch(epoch) if taught is not None else contextlib.nullcontext() as answer:
+                row = one_epoch(network, batches, training, optimizer, schedule, answer, bar)
             row["validation_accuracy"] = accuracy(network, data, data.validation)
             seconds = earlier + time.perf_counter() - start
             history.append({"epoch": epoch, **row, "seconds": seconds})
@@ -179,10 +187,10 @@ def one_epoch(
     training: Training,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
-    teacher: nn.Module | None,
+    teacher: Answer | None,
     bar: tqdm,
 ) -> dict[str, float]:
-    """Train on some batches.
+    """Train on some batches, imitating ``teacher`` if there is one.
 
     Returns:
         loss (mean), train_accuracy in percent, images_per_second.
@@ -195,7 +203,7 @@ def one_epoch(
         with half_precision(device):
             logits = network(images)
             imitated = None
-            if teacher is not None and training.distillation > 0:
+            if teacher is not None:
                 with torch.no_grad():
                     imitated = teacher(images)
         loss = _loss(logits.float(), labels, training, imitated)

@@ -246,6 +246,25 @@ def test_stopped_stage_goes_on(tmp_path, monkeypatch):
             }
 
 
+def test_all_networks_learn_from_the_same_lessons(tmp_path, monkeypatch):
+    params = json.loads(json.dumps(TINY))
+    params["suites"]["quick"]["finetune"]["distillation"] = 0.5
+    write(tmp_path, params)
+    torch.set_num_threads(1)  # as in the processes of runs side by side
+    prepare.run("digits", tmp_path)
+    for stage, name in ((baseline, "digits_resnet20"), (search, NAME)):
+        stage.run(name, tmp_path, progress=False)
+    taught = finetune.run(NAME, tmp_path, progress=False)
+    lessons = set((tmp_path / "checkpoints/lessons").iterdir())
+    assert len(lessons) == 2  # an epoch for each of two seeds, whatever the number of methods
+    monkeypatch.setenv("RLPRUNE_JOBS", "2")
+    again = finetune.run(NAME, tmp_path, progress=False)
+    assert set((tmp_path / "checkpoints/lessons").iterdir()) == lessons
+    for method, seeds in taught["methods"].items():
+        for seed, outcome in seeds.items():
+            assert outcome["accuracy"] == again["methods"][method][seed]["accuracy"]
+
+
 def test_runs_side_by_side_end_as_one_after_the_other(tmp_path, monkeypatch):
     torch.set_num_threads(1)  # as in the processes that they run in
     outcomes = []

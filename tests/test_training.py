@@ -100,6 +100,63 @@ def test_distillation_pulls_towards_the_teacher(digits, trained):
     assert distance[0.9] < distance[0.0]
 
 
+def test_lessons_are_learned_from_once_and_teach_the_same(digits, trained, tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, distillation=0.5)
+    alone, first, second, other = small(), small(), small(), small()
+    expected = fit(alone, digits, schedule, teacher=trained, progress=None)
+    asked = []
+    watch = trained.register_forward_hook(lambda *_: asked.append(1))
+    fit(first, digits, schedule, teacher=trained, lessons=tmp_path, progress=None)
+    steps = len(digits.train) // schedule.batch_size
+    assert len(asked) == steps * schedule.epochs
+    history = fit(second, digits, schedule, teacher=trained, lessons=tmp_path, progress=None)
+    assert len(asked) == steps * schedule.epochs, "the second network asked the teacher again"
+    assert state_equal(alone, first)
+    assert state_equal(alone, second)
+    assert list(history["loss"]) == list(expected["loss"])
+    # another seed shows other crops, another teacher says something else: neither may find these lessons
+    fit(other, digits, schedule, seed=1, teacher=trained, lessons=tmp_path, progress=None)
+    assert len(asked) == 2 * steps * schedule.epochs
+    watch.remove()
+    files_before = set(tmp_path.iterdir())
+    fit(small(), digits, schedule, teacher=small(1).eval(), lessons=tmp_path, progress=None)
+    assert len(set(tmp_path.iterdir()) - files_before) == schedule.epochs
+
+
+def test_a_stopped_run_takes_up_its_lessons_in_the_middle(digits, trained, tmp_path, monkeypatch):
+    schedule = dataclasses.replace(SCHEDULE, distillation=0.5)
+    whole, part = small(), small()
+    fit(whole, digits, schedule, teacher=trained, lessons=tmp_path / "lessons", progress=None)
+    real, path = training.one_epoch, tmp_path / "run.pt"
+
+    def stop_in_third(*args):
+        if path.exists() and len(torch.load(path)["history"]) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, "one_epoch", stop_in_third)
+    run = {"teacher": trained, "lessons": tmp_path / "lessons", "checkpoint": path, "progress": None}
+    with pytest.raises(KeyboardInterrupt):
+        fit(part, digits, schedule, **run)
+    monkeypatch.undo()
+    fit(part, digits, schedule, **run)
+    assert state_equal(whole, part)
+
+
+def test_a_lesson_broken_off_is_not_kept_and_a_broken_one_is_named(digits, trained, tmp_path, monkeypatch):
+    schedule = dataclasses.replace(SCHEDULE, epochs=1, distillation=0.5)
+    monkeypatch.setattr(training, "_loss", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(small(), digits, schedule, teacher=trained, lessons=tmp_path, progress=None)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    fit(small(), digits, schedule, teacher=trained, lessons=tmp_path, progress=None)
+    (lesson,) = tmp_path.iterdir()
+    lesson.write_bytes(lesson.read_bytes()[:1000])
+    with pytest.raises(InputError, match="is cut off"):
+        fit(small(), digits, schedule, teacher=trained, lessons=tmp_path, progress=None)
+
+
 @pytest.mark.parametrize(
     ("values", "fault"),
     [

@@ -91,6 +91,11 @@ class Project:
         """Where an unfinished run keeps its state."""
         return self.root / "checkpoints" / f"{name}-{stage}-{'-'.join(map(str, which))}.pt"
 
+    @property
+    def lessons(self) -> Path:
+        """Where the outputs of the unpruned networks are kept, which all experiments with the same seed imitate."""
+        return self.root / "checkpoints" / "lessons"
+
     def baseline_seed(self, name: str, seed: int) -> int:
         """The seed of the baseline that an experiment prunes with this seed: the same, unless the entry says one."""
         return self.entry("experiments", name).get("baseline_seed", seed)

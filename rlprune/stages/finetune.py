@@ -34,7 +34,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     """
     here = project(root)
     entry, training = here.entry("experiments", name), schedule(here, name)
-    side_by_side(_ahead, [(name, here.root, method, seed) for seed in entry["seeds"] for method in entry["methods"]])
+    # all seeds of a method before the next method: each seed has lessons of its own, which the next method then finds
+    side_by_side(_ahead, [(name, here.root, method, seed) for method in entry["methods"] for seed in entry["seeds"]])
     data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints = [], []
@@ -44,7 +45,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         for method in entry["methods"]:
             network, after_pruning, path = _pruned(here, name, method, seed, data)
             label = f"fine-tune {name} {method} seed {seed}" if progress else None
-            history = fit(network, data, training, seed, teacher, checkpoint=path, progress=label)
+            history = fit(network, data, training, seed, teacher, path, label, here.lessons)
             save_weights(network, here.weights(entry["suite"], name, "finetune") / method / f"{seed}.pt")
             outcome[method][str(seed)] = {
                 "baseline_accuracy": before,
@@ -84,4 +85,4 @@ def _ahead(name: str, root: Path, method: str, seed: int) -> None:
     data = dataset_once(root, here.entry("baselines", entry["baseline"])["dataset"])
     network, _, path = _pruned(here, name, method, seed, data)
     teacher = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
-    fit(network, data, schedule(here, name), seed, teacher, checkpoint=path, progress=None)
+    fit(network, data, schedule(here, name), seed, teacher, path, None, here.lessons)
