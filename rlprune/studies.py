@@ -176,15 +176,57 @@ def ablation_table(history: pd.DataFrame) -> pd.DataFrame:
         over seeds; difference (of best, to the default of the same seed) and its standard_error; seconds (median);
         seeds.
     """
-    rows, default = [], None
-    for search, part in history.groupby("search", sort=False):
-        last = part.loc[part.groupby("seed")["episode"].idxmax()].set_index("seed")
-        default = last["best"] if default is None else default
-        gaps = last["best"] - default
-        row = {"search": search, "first_20": part.loc[part["episode"] <= 20, "reward"].mean()}
-        row |= {"best": last["best"].mean(), "difference": gaps.mean(), "standard_error": gaps.sem()}
-        rows.append({**row, "seconds": last["seconds"].median(), "seeds": len(last)})
-    return pd.DataFrame(rows)
+    last = history.loc[history.groupby(["search", "seed"], sort=False)["episode"].idxmax()]
+    first_20 = history[history["episode"] <= 20].groupby("search")["reward"].mean()
+    table = _against_the_first(last, "search", "best")
+    table.insert(1, "first_20", table["search"].map(first_20))
+    return table
+
+
+def schedule_table(history: pd.DataFrame) -> pd.DataFrame:
+    """What each change to a fine-tuning schedule does to it.
+
+    Args:
+        history: a row per fine-tuning: schedule (name of the change; the first one is the default), seed, epochs,
+            accuracy (%) and cross_entropy (nats) on validation images, seconds.
+
+    Returns:
+        a row per schedule: schedule, epochs, cross_entropy and accuracy, means over seeds; difference (of the accuracy,
+        to the default of the same seed) and its standard_error; seconds (median); seeds.
+    """
+    table = _against_the_first(history, "schedule", "accuracy")
+    parts = history.groupby("schedule")
+    for place, name in enumerate(("epochs", "cross_entropy"), 1):
+        table.insert(place, name, table["schedule"].map(parts[name].mean()))
+    return table
+
+
+def _against_the_first(rows: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
+    """A row per ``by``, in order: mean ``value``, its difference to the first one's, seed by seed, seconds, seeds."""
+    table, default = [], None
+    for label, part in rows.groupby(by, sort=False):
+        values = part.set_index("seed")[value]
+        default = values if default is None else default
+        gaps = values - default
+        row = {by: label, value: values.mean(), "difference": gaps.mean(), "standard_error": gaps.sem()}
+        table.append({**row, "seconds": part["seconds"].median(), "seeds": len(part)})
+    return pd.DataFrame(table)
+
+
+def schedule_figure(history: pd.DataFrame) -> Figure:
+    """Accuracy on validation images by schedule: a dot a seed, a line at their mean."""
+    names = list(history["schedule"].unique())
+    with style():
+        figure = Figure(figsize=(WIDTH, 0.7 + 0.3 * len(names)), layout="constrained")
+        axis = figure.subplots()
+        for place, name in enumerate(names):
+            found = history.loc[history["schedule"] == name, "accuracy"]
+            axis.scatter(found, [place] * len(found), s=14, color="#0072b2", alpha=0.7, linewidth=0)
+            axis.plot([found.mean()] * 2, [place - 0.25, place + 0.25], color="#d55e00")
+        axis.set_yticks(range(len(names)), names)
+        axis.invert_yaxis()
+        finish(axis, "One change at a time", "", "Validation accuracy after fine-tuning (%)")
+    return figure
 
 
 def ablation_figure(history: pd.DataFrame) -> Figure:
@@ -216,12 +258,17 @@ SAID = {
     "ablation": "Mean reward of the first 20 evaluations and best reward at the end, means over seeds; the difference "
     "is to the first row, seed by seed, ± its standard error; seconds are the whole search's, on the "
     "median.",
+    "schedule": "Accuracy and cross-entropy (nats) on validation images after fine-tuning the same pruned network, "
+    "means over seeds; the difference in accuracy is to the first row, seed by seed, ± its standard "
+    "error; seconds on the median, with the unpruned network's answers at hand or not "
+    "(rlprune/lessons.py).",
 }
 MAKERS = {
     "ablation": (ablation_table, ablation_figure),
     "reward": (reward_table, reward_figure),
     "front": (front_table, front_figure),
     "transfer": (transfer_table, transfer_figure),
+    "schedule": (schedule_table, schedule_figure),
 }
 
 

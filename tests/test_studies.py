@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,15 @@ TINY = {
             "budgets": {"macs": 0.3},
             "episodes": 10,
             "changes": {"default": {}, "filters": {"action": "filterwise"}, "wall": {"fit_budget": "wall"}},
+            "seeds": [0, 1],
+        },
+        "schedule": {
+            **COMMON,
+            "kind": "schedule",
+            "budgets": {"parameters": 0.2},
+            "begin": "first",
+            "training": {"epochs": 1, "batch_size": 64, "distillation": 0.5},
+            "changes": {"default": {}, "longer": {"epochs": 2}, "hotter": {"temperature": 6.0}},
             "seeds": [0, 1],
         },
     },
@@ -151,18 +161,30 @@ def test_ablation_study_changes_one_thing_at_a_time(here):
     assert len(set(map(str, rewards.values()))) == 3
 
 
+def test_schedule_study_trains_the_agents_network(here):
+    study.run("schedule", here, progress=False)
+    found = rows(here, "schedule")
+    assert found.groupby("schedule")["epochs"].first().to_dict() == {"default": 1, "longer": 2, "hotter": 1}
+    assert len(found) == 6
+    assert found["accuracy"].between(0, 100).all()
+    assert found.groupby("seed")["cross_entropy"].nunique().tolist() == [3, 3]
+    assert len(list((here / "checkpoints/lessons").iterdir())) == 4  # two epochs for each of two seeds
+    shutil.rmtree(here / "checkpoints/lessons")
+
+
 def test_report_holds_what_has_been_run_and_names_what_has_not(here, tmp_path):
-    for name in ("reward", "front", "transfer", "ablation"):
+    names = ["reward", "front", "transfer", "ablation", "schedule"]
+    for name in names:
         if not (here / "results/studies" / name).exists():
             study.run(name, here, progress=False)
     params = json.loads(json.dumps(TINY))
     params["studies"]["later"] = params["studies"]["reward"]
     (here / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     assert check.run(here)
-    assert tables.run("studies", here)["study"].tolist() == ["reward", "front", "transfer", "ablation"]
+    assert tables.run("studies", here)["study"].tolist() == names
     text = (here / "reports/studies/README.md").read_text()
     assert "Not run yet: `dvc repro study@later`" in text
-    for name in ("reward", "front", "transfer", "ablation"):
+    for name in names:
         assert (here / f"reports/studies/{name}.png").stat().st_size > 5000
         assert f"![{name}]({name}.png)" in text
 
@@ -222,6 +244,20 @@ def test_ablation_table_compares_with_the_default_of_the_same_seed():
     assert (worse.best, worse.difference, worse.standard_error, worse.seeds) == (26, -9, 1, 2)
 
 
+def test_schedule_table_compares_with_the_default_of_the_same_seed():
+    found = {"default": [90, 92], "longer": [91, 94]}
+    history = pd.DataFrame(
+        {"schedule": label, "seed": seed, "epochs": 2 - (label == "default"), "accuracy": accuracy, "seconds": 5.0}
+        | {"cross_entropy": 1 - accuracy / 100}
+        for label, values in found.items()
+        for seed, accuracy in enumerate(values)
+    )
+    default, longer = studies.schedule_table(history).itertuples()
+    assert (default.schedule, default.epochs, default.accuracy, default.difference) == ("default", 1, 91, 0)
+    assert (longer.epochs, longer.accuracy, longer.difference, longer.standard_error) == (2, 92.5, 1.5, 0.5)
+    assert longer.cross_entropy == pytest.approx(0.075)
+
+
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 100)), min_size=1, max_size=6), st.floats(1, 100))
 def test_hypervolume_counts_what_some_point_dominates(points, most):
     grid = np.linspace(math.log(1), math.log(most), 4001)
@@ -239,6 +275,8 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("reward", {"suite": "none"}, "Unknown suite 'none'"),
         ("transfer", {"begin": "second"}, "Unknown experiment 'second'"),
         ("reward", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
+        ("schedule", {"changes": {"default": {}, "odd": {"rate": 1}}}, "Unknown training parameter 'rate'"),
+        ("schedule", {"begin": None}, "lacks 'begin'"),
         ("front", {"points": None}, "lacks 'points'"),
         ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
     ],

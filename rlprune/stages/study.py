@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from torch import nn
+from torch.nn import functional as F
 
 from rlprune.candidates import Candidates
 from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
-from rlprune.evaluate import Evaluator
+from rlprune.evaluate import Evaluator, outputs
 from rlprune.files import read_json, weights_hash, write_json
 from rlprune.front import LOOKS, pareto
 from rlprune.groups import trace
 from rlprune.peers.blind import LEAST
-from rlprune.result import load
+from rlprune.result import PruningResult, load
 from rlprune.search import EPISODES_PER_UPDATE, prune
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, project
@@ -46,6 +47,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     - transfer: a search that begins with what an agent learned in the experiment ``begin``, against a fresh one.
     - ablation: searches with ``changes`` to the suite's settings or to the action space, the first of them the default,
       by name. What is each part of the search worth?
+    - schedule: the network that the layer-wise agent left in the experiment ``begin``, fine-tuned by ``training`` with
+      ``changes``, the first of them the default. What is each part of the schedule worth on validation images?
 
     A study that was killed goes on with the measurement that it was at; ``$RLPRUNE_JOBS`` are made side by side.
 
@@ -74,9 +77,10 @@ def settings(here: Project, name: str) -> Row:
     for lacking in sorted(OWN[entry["kind"]] - set(entry)):
         raise InputError(f"studies.{name} in params.yaml lacks {lacking!r}, which a study of this kind needs.")
     _evaluation(here, entry)
-    if entry["kind"] == "reward":
-        Training.of(entry["training"])
-    if entry["kind"] == "transfer":
+    if entry["kind"] in ("reward", "schedule"):
+        for changes in entry.get("changes", {"default": {}}).values():
+            Training.of({**entry["training"], **changes})
+    if entry["kind"] in ("transfer", "schedule"):
         here.entry("experiments", entry["begin"])
     if entry["kind"] == "front":
         list(_searches(entry))
@@ -176,11 +180,14 @@ def _beginnings(entry: Row) -> Iterator[Row]:
 
 
 def _transfer(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
-    begin = None
-    if task["search"] == "continued":
-        learned = here.entry("experiments", entry["begin"])["suite"], entry["begin"], "search", "layerwise"
-        begin = load(here.weights(*learned) / str(task["seed"]))
+    begin = _left(here, entry, task["seed"]) if task["search"] == "continued" else None
     return _search(here, entry, task, network, data, progress, begin=begin)
+
+
+def _left(here: Project, entry: Row, seed: int) -> PruningResult:
+    """What the layer-wise agent left in the experiment that the study begins with."""
+    place = here.entry("experiments", entry["begin"])["suite"], entry["begin"], "search", "layerwise"
+    return load(here.weights(*place) / str(seed))
 
 
 def _changes(entry: Row) -> Iterator[Row]:
@@ -201,6 +208,24 @@ def _search(
     return result.history[["episode", "reward", "best"]].assign(seconds=result.seconds).to_dict("records")
 
 
+def _schedules(entry: Row) -> Iterator[Row]:
+    for seed in entry["seeds"]:
+        yield from ({"schedule": label, "seed": seed} for label in entry["changes"])
+
+
+def _schedule(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+    """One fine-tuning: its epochs, accuracy and cross-entropy (nats) on validation images, seconds."""
+    first = here.entry("experiments", entry["begin"])["seeds"][0]
+    slim = _left(here, entry, first).network.to(data.device)
+    training = Training.of({**entry["training"], **entry["changes"][task["schedule"]]})
+    label = f"{task['schedule']}, seed {task['seed']}" if progress else None
+    history = fit(slim, data, training, task["seed"], network, progress=label, lessons=here.lessons)
+    logits, labels = outputs(slim, data.normalise(data.validation.images)), data.validation.labels
+    row = {"epochs": training.epochs, "accuracy": accuracy(slim, data, data.validation)}
+    row["cross_entropy"] = F.cross_entropy(logits, labels).item()
+    return [{**row, "seconds": history["seconds"].iloc[-1]}]
+
+
 def _budgets(entry: Row) -> list[Budget]:
     return [Budget(cost, share) for cost, share in entry["budgets"].items()]
 
@@ -210,7 +235,9 @@ KINDS = {
     "front": (_searches, _front),
     "transfer": (_beginnings, _transfer),
     "ablation": (_changes, _changed),
+    "schedule": (_schedules, _schedule),
 }
 # what an entry of each kind has beside that of every study
 OWN = {"reward": {"candidates", "rewards", "training"}, "front": {"episodes", "points"}}
 OWN |= {"transfer": {"episodes", "begin"}, "ablation": {"episodes", "changes"}}
+OWN |= {"schedule": {"begin", "training", "changes"}}
