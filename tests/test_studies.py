@@ -277,6 +277,7 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("reward", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
         ("schedule", {"changes": {"default": {}, "odd": {"rate": 1}}}, "Unknown training parameter 'rate'"),
         ("schedule", {"begin": None}, "lacks 'begin'"),
+        ("transfer", {"seeds": [0, 1]}, "the seeds \\[0, 1\\], which that experiment lacks"),
         ("front", {"points": None}, "lacks 'points'"),
         ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
     ],

@@ -81,7 +81,13 @@ def settings(here: Project, name: str) -> Row:
         for changes in entry.get("changes", {"default": {}}).values():
             Training.of({**entry["training"], **changes})
     if entry["kind"] in ("transfer", "schedule"):
-        here.entry("experiments", entry["begin"])
+        first = here.entry("experiments", entry["begin"])
+        wanted = entry["seeds"] if entry["kind"] == "transfer" else first["seeds"][:1]
+        if "layerwise" not in first["methods"] or not set(wanted) <= set(first["seeds"]):
+            raise InputError(
+                f"studies.{name} begins with the layer-wise agents of {entry['begin']!r} and the seeds {wanted}, which "
+                f"that experiment lacks: it has {', '.join(first['methods'])} and the seeds {first['seeds']}."
+            )
     if entry["kind"] == "front":
         list(_searches(entry))
     for changes in entry["changes"].values() if entry["kind"] == "ablation" else ():
