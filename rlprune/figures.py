@@ -284,8 +284,13 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
             theirs = published(dataset, network) if cost == "parameters" else []
             for place, one in enumerate(theirs):
                 axis.plot(one.kept, one.after, "x", color="0.25", markersize=5)
-                where = {"xytext": (0, -10 if place % 2 else 5), "textcoords": "offset points"}  # neighbours apart
-                axis.annotate(one.method, (one.kept, one.after), **where, ha="center", fontsize=6.5)
+                # neighbours apart: up to the right, down to the left
+                where = {"xytext": (-2, -4), "ha": "right", "va": "top"} if place % 2 else {"xytext": (2, 3)}
+                slanted = {"textcoords": "offset points", "rotation": 40, "rotation_mode": "anchor", "fontsize": 6.5}
+                axis.annotate(one.method, (one.kept, one.after), **where, **slanted)
+            if theirs:  # room for their names below the title
+                low, high = axis.get_ylim()
+                axis.set_ylim(low, high + 0.15 * (high - low))
             kept = [*part[share], *(one.kept for one in theirs)]
             least, most = min(kept), max(kept)
             room = max(1.25, 2 * (least / most) ** 0.5)  # shows at least a factor of four
