@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from rlprune.labels import method_label, network_label, signed
 from rlprune.margins import AGENTS
-from rlprune.tables import Results, limits, method_label, network_label, signed
+from rlprune.tables import Results, limits
 
 COMPARABLE = 0.3  # points that a network may lose and still be called comparable: a standard error of 10,000 images
 LAST = 0.05  # share of a search that its end is read from

@@ -15,20 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy import stats
 
+from rlprune.labels import cost_label, count, method_label, method_rank, method_style, network_label
 from rlprune.plotting import DOTS, LIMIT, WIDTH, columns_of, curve, finish, identified, key, save, style
 from rlprune.published import published
-from rlprune.tables import (
-    cost_label,
-    count,
-    limits,
-    load_results,
-    markdown,
-    method_label,
-    method_rank,
-    method_style,
-    network_label,
-    results_table,
-)
+from rlprune.tables import limits, load_results, markdown, results_table
 
 __all__ = ["Live", "accuracy_against", "limits", "load_results", "markdown", "results_table", "save"]
 __all__ += ["before_and_after", "search_curves", "search_progress", "training_curves", "widths"]

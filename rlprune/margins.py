@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from rlprune.tables import Results, method_label, method_rank, signed
+from rlprune.labels import method_label, method_rank, signed
+from rlprune.tables import Results
 
 AGENTS = ("layerwise", "filterwise")
 SURE = 2.0  # standard errors from which on a difference is called larger than the spread

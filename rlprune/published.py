@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from rlprune.tables import method_label, network_label, signed
+from rlprune.labels import method_label, network_label, signed
 
 
 @dataclass(frozen=True)

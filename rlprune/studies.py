@@ -12,9 +12,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from scipy import stats
 
+from rlprune.labels import network_label
 from rlprune.plotting import WIDTH, finish, key, save, style
 from rlprune.reports import renewed
-from rlprune.tables import network_label
 
 RESAMPLES = 2000  # of the bootstrap that gives a rank correlation's interval
 _COLOURS = {"front": "#0072b2", "separate": "#d55e00", "fresh": "#d55e00", "continued": "#0072b2"}

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from rlprune import figures, margins, plotting, published, reports, tables
+from rlprune import figures, labels, margins, plotting, published, reports, tables
 from rlprune.errors import InputError
 
 LAYERS = {f"features.{3 * i}": size for i, size in enumerate([64, 128, 256, 256, 512, 512, 512, 512])}
@@ -185,19 +185,19 @@ def test_markdown_rounds_for_people(root):
     [(922_000, "0.92 M"), (9_228_362, "9.23 M"), (153e6, "153 M"), (1.25e9, "1.25 G"), (12_300, "12.3 k"), (7, "7")],
 )
 def test_counts(value, text):
-    assert tables.count(value) == text
+    assert labels.count(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(1.25, "1.2 s"), (31, "31 s"), (99.6, "2 min"), (7300, "2.0 h")])
 def test_durations(value, text):
-    assert tables.duration(value) == text
+    assert labels.duration(value) == text
 
 
 def test_absolute_budget_in_percent_of_the_unpruned():
     run = {"costs": {"macs": cost(0.1, 200e6)}}
     budgets = [{"name": "macs", "limit": 20e6, "relative": False}]
     assert tables.limits({"budgets": budgets, "methods": {"uniform": {"0": run}}}) == {"macs": pytest.approx(10)}
-    assert tables.budget_label(budgets) == "MACs ≤ 20.0 M"
+    assert labels.budget_label(budgets) == "MACs ≤ 20.0 M"
 
 
 def test_report_writes_every_file_and_removes_stale_figures(reported):
@@ -476,7 +476,7 @@ def test_training_curves_of_baseline_and_finetuning():
 
 
 def test_methods_are_told_apart():
-    styles = [tables.method_style(method) for method in tables.METHODS]
+    styles = [labels.method_style(method) for method in labels.METHODS]
     assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == len(styles)
 
 
@@ -490,11 +490,12 @@ def test_nothing_global_changes(tmp_path):
 
 
 def test_no_network_is_loaded():
-    for module in (figures, plotting, published, tables):
+    for module in (figures, labels, plotting, published, tables):
         tree = ast.walk(ast.parse(Path(module.__file__).read_text()))
         names = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
         assert {name for name in names if name.startswith("rlprune")} <= {
             "rlprune.tables",
+            "rlprune.labels",
             "rlprune.plotting",
             "rlprune.published",
             "rlprune.errors",

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,10 @@ def _left(here: Project, entry: Row, seed: int) -> PruningResult:
     return load(here.weights(*place) / str(seed))
 
 
-def _changes(entry: Row) -> Iterator[Row]:
+def _changes(what: str, entry: Row) -> Iterator[Row]:
+    """Every change, made to a ``what``, with every seed."""
     for seed in entry["seeds"]:
-        yield from ({"search": label, "seed": seed} for label in entry["changes"])
+        yield from ({what: label, "seed": seed} for label in entry["changes"])
 
 
 def _changed(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
@@ -212,11 +214,6 @@ def _search(
     how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry), **changes}
     result = prune(network, data.example, _budgets(entry), data, entry["episodes"], **how)
     return result.history[["episode", "reward", "best"]].assign(seconds=result.seconds).to_dict("records")
-
-
-def _schedules(entry: Row) -> Iterator[Row]:
-    for seed in entry["seeds"]:
-        yield from ({"schedule": label, "seed": seed} for label in entry["changes"])
 
 
 def _schedule(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
@@ -240,8 +237,8 @@ KINDS = {
     "reward": (_candidates, _reward),
     "front": (_searches, _front),
     "transfer": (_beginnings, _transfer),
-    "ablation": (_changes, _changed),
-    "schedule": (_schedules, _schedule),
+    "ablation": (partial(_changes, "search"), _changed),
+    "schedule": (partial(_changes, "schedule"), _schedule),
 }
 # what an entry of each kind has beside that of every study
 OWN = {"reward": {"candidates", "rewards", "training"}, "front": {"episodes", "points"}}
