@@ -15,6 +15,7 @@ METHODS = {
     "prunenet": ("PruneNet", "#aa4499", "D"),
     "prunetrain": ("PruneTrain", "#e69f00", "v"),
     "smof": ("SMOF", "#882255", "P"),
+    "smof_filters": ("SMOF, filters only", "#ee99aa", "."),
     "hfp": ("HFP", "#332288", "p"),
     "random": ("Random search", "#333333", "X"),
     "evolution": ("CMA-ES", "#6a8f00", "*"),

@@ -13,7 +13,7 @@ from rlprune.errors import InputError
 from rlprune.networks import build
 from rlprune.stages import baseline, check, finetune, peers, prepare, search, tables
 
-METHODS = ["layerwise", "genetic", "prunenet", "prunetrain", "smof", "hfp", "uniform"]
+METHODS = ["layerwise", "genetic", "prunenet", "prunetrain", "smof", "smof_filters", "hfp", "uniform"]
 SHORT = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05}
 TINY = {
     "datasets": {"digits": {"validation": 0.2, "seed": 0}},
@@ -28,6 +28,7 @@ TINY = {
                     "prunenet": {"rounds": 4, "steps": 2, "images": 200},
                     "prunetrain": {"training": SHORT},
                     "smof": {"epochs": 2, "batch_size": 64},
+                    "smof_filters": {"epochs": 2, "batch_size": 64},
                     "hfp": {"epochs": 2, "batch_size": 64},
                 },
             },

@@ -7,8 +7,8 @@ from rlprune.peers.paper import paper_coarse, paper_fine
 from rlprune.peers.prunenet import prunenet
 from rlprune.peers.prunetrain import prunetrain
 from rlprune.peers.ranked import batchnorm, magnitude, taylor
-from rlprune.peers.smof import smof
+from rlprune.peers.smof import smof, smof_filters
 from rlprune.peers.uniform import uniform
 
 __all__ = ["batchnorm", "evolution", "genetic", "hfp", "magnitude", "paper_coarse", "paper_fine", "prunenet"]
-__all__ += ["prunetrain", "random", "smof", "taylor", "uniform"]
+__all__ += ["prunetrain", "random", "smof", "smof_filters", "taylor", "uniform"]

@@ -25,6 +25,7 @@ layer's kernel. A penalty on what they cost drives them down. A ring that has fa
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,7 +115,11 @@ def smof(
         run = _Run(candidates, evaluator, schedule, rings, fading, travel)
         history = run.epochs(torch.Generator().manual_seed(seed), bar)
     seconds = time.perf_counter() - start
-    return delivered(candidates, evaluator, run.network, run.masks, history, seconds, "smof")
+    method = "smof" if rings else "smof_filters"
+    return delivered(candidates, evaluator, run.network, run.masks, history, seconds, method)
+
+
+smof_filters = partial(smof, rings=False)  # a method by itself, to see what smaller kernels are worth
 
 
 class _Run:
