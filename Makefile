@@ -8,11 +8,13 @@ BIN := $(CURDIR)/$(VENV)/bin
 # dvc runs `papermill` and `python` by name, so the environment's own must come first
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install quick cifar10 compare published peers-digits peers-cifar10 test lint format lab clean
+.PHONY: help install quick cifar10 cifar10-gpu compare published peers-digits peers-cifar10 test lint format lab clean
 
 help:
 	@echo "make quick     digits: baseline, search, fine-tuning, tables and figures (reports/quick)"
 	@echo "make cifar10   the same for CIFAR-10 (hours on a CPU; reports/cifar10)"
+	@echo "make cifar10-gpu"
+	@echo "               the full scale, for a GPU: four networks, four budgets, three seeds, CIFAR-100"
 	@echo "make compare   the agents beside chance, CMA-ES and heuristics on CIFAR-10 (hours; reports/compare)"
 	@echo "make published the search as published, of few episodes, on CIFAR-10 (an hour; reports/published)"
 	@echo "make peers-digits, make peers-cifar10"
@@ -30,7 +32,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,test]'
 	@touch $@
 
-quick cifar10 compare published peers-digits peers-cifar10: install
+quick cifar10 cifar10-gpu compare published peers-digits peers-cifar10: install
 	@$(BIN)/python -m rlprune check
 	$(BIN)/dvc repro $@
 	@$(BIN)/python -m rlprune show $@
