@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from rlprune.plotting import WIDTH, finish, key, save, style
 from rlprune.reports import renewed
 
 RESAMPLES = 2000  # of the bootstrap that gives a rank correlation's interval
+TITLE = 20  # letters of a panel's title in a line
 _COLOURS = {"front": "#0072b2", "separate": "#d55e00", "fresh": "#d55e00", "continued": "#0072b2"}
 
 
@@ -36,7 +39,9 @@ def reward_table(history: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in names:
         pair = history[[name, "accuracy"]].to_numpy(dtype=float)
-        resampled = [stats.spearmanr(*pair[draw].T).statistic for draw in draws]
+        with warnings.catch_warnings():  # resamples in which a dead reward is the same for all say nothing: NaN
+            warnings.simplefilter("ignore", stats.ConstantInputWarning)
+            resampled = [stats.spearmanr(*pair[draw].T).statistic for draw in draws]
         rows.append(
             {
                 "reward": name,
@@ -53,7 +58,7 @@ def reward_table(history: pd.DataFrame) -> pd.DataFrame:
 
 
 def reward_figure(history: pd.DataFrame) -> Figure:
-    """Accuracy after fine-tuning against each reward, a panel a reward, a dot a candidate."""
+    """Accuracy after fine-tuning against each reward, a panel a reward, a dot a candidate; ρ is Spearman's."""
     table = reward_table(history)
     with style():
         across = 3
@@ -62,7 +67,9 @@ def reward_figure(history: pd.DataFrame) -> Figure:
         axes = figure.subplots(down, across, squeeze=False, sharey=True)
         for axis, row in zip(axes.flat, table.itertuples(), strict=False):
             axis.scatter(history[row.reward], history["accuracy"], s=8, color="#0072b2", alpha=0.7, linewidth=0)
-            finish(axis, f"{row.reward} ({row.rank_correlation:.2f})", "", "Reward (%)")
+            coefficient = f"ρ = {row.rank_correlation:.2f}".replace("-", "−")
+            axis.text(0.97, 0.05, coefficient, transform=axis.transAxes, ha="right", fontsize=8.5)
+            finish(axis, textwrap.fill(row.reward, TITLE), "", "Reward (%)")
         for axis in axes.flat[len(table) :]:
             axis.set_axis_off()
         figure.supylabel("Validation accuracy after fine-tuning (%)", fontsize=8.5)
