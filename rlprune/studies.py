@@ -10,10 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from scipy import stats
 
+from rlprune.changes import (
+    ablation_figure,
+    ablation_table,
+    prunetrain_figure,
+    prunetrain_table,
+    schedule_figure,
+    schedule_table,
+)
 from rlprune.labels import network_label
 from rlprune.plotting import WIDTH, finish, key, save, style
 from rlprune.reports import renewed
@@ -171,86 +178,6 @@ def transfer_figure(history: pd.DataFrame) -> Figure:
     return figure
 
 
-def ablation_table(history: pd.DataFrame) -> pd.DataFrame:
-    """What each change to a search does to it.
-
-    Args:
-        history: a row per evaluation: search (name of the change; the first one is the default), seed, episode, reward,
-            best (%), seconds (of the whole search).
-
-    Returns:
-        a row per change: search, first_20 (mean reward of the first 20 evaluations) and best (at the end), both means
-        over seeds; difference (of best, to the default of the same seed) and its standard_error; seconds (median);
-        seeds.
-    """
-    last = history.loc[history.groupby(["search", "seed"], sort=False)["episode"].idxmax()]
-    first_20 = history[history["episode"] <= 20].groupby("search")["reward"].mean()
-    table = _against_the_first(last, "search", "best")
-    table.insert(1, "first_20", table["search"].map(first_20))
-    return table
-
-
-def schedule_table(history: pd.DataFrame) -> pd.DataFrame:
-    """What each change to a fine-tuning schedule does to it.
-
-    Args:
-        history: a row per fine-tuning: schedule (name of the change; the first one is the default), seed, epochs,
-            accuracy (%) and cross_entropy (nats) on validation images, seconds.
-
-    Returns:
-        a row per schedule: schedule, epochs, cross_entropy and accuracy, means over seeds; difference (of the accuracy,
-        to the default of the same seed) and its standard_error; seconds (median); seeds.
-    """
-    table = _against_the_first(history, "schedule", "accuracy")
-    parts = history.groupby("schedule")
-    for place, name in enumerate(("epochs", "cross_entropy"), 1):
-        table.insert(place, name, table["schedule"].map(parts[name].mean()))
-    return table
-
-
-def _against_the_first(rows: pd.DataFrame, by: str, value: str) -> pd.DataFrame:
-    """A row per ``by``, in order: mean ``value``, its difference to the first one's, seed by seed, seconds, seeds."""
-    table, default = [], None
-    for label, part in rows.groupby(by, sort=False):
-        values = part.set_index("seed")[value]
-        default = values if default is None else default
-        gaps = values - default
-        row = {by: label, value: values.mean(), "difference": gaps.mean(), "standard_error": gaps.sem()}
-        table.append({**row, "seconds": part["seconds"].median(), "seeds": len(part)})
-    return pd.DataFrame(table)
-
-
-def schedule_figure(history: pd.DataFrame) -> Figure:
-    """Accuracy on validation images by schedule: a dot a seed, a line at their mean."""
-    names = list(history["schedule"].unique())
-    with style():
-        figure = Figure(figsize=(WIDTH, 0.7 + 0.3 * len(names)), layout="constrained")
-        axis = figure.subplots()
-        for place, name in enumerate(names):
-            found = history.loc[history["schedule"] == name, "accuracy"]
-            axis.scatter(found, [place] * len(found), s=14, color="#0072b2", alpha=0.7, linewidth=0)
-            axis.plot([found.mean()] * 2, [place - 0.25, place + 0.25], color="#d55e00")
-        axis.set_yticks(range(len(names)), names)
-        axis.invert_yaxis()
-        finish(axis, "One change at a time", "", "Validation accuracy after fine-tuning (%)")
-    return figure
-
-
-def ablation_figure(history: pd.DataFrame) -> Figure:
-    """Best reward so far against evaluations, mean over seeds, a line a change; the default is the thick one."""
-    with style():
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-        axis = figure.subplots()
-        handles, colours = [], sns.color_palette("colorblind", history["search"].nunique())
-        for colour, (search, part) in zip(colours, history.groupby("search", sort=False), strict=True):
-            mean = part.groupby("episode")["best"].mean()
-            axis.plot(mean.index, mean, color=colour, linewidth=1.1 if handles else 2.2)
-            handles.append(key(search, colour))
-        finish(axis, "One change at a time", "Best reward so far (%)", "Evaluations")
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
-
-
 # what stands above each kind's table
 SAID = {
     "reward": "Spearman's rank correlation of each reward with the accuracy on validation images after fine-tuning, "
@@ -269,6 +196,9 @@ SAID = {
     "means over seeds; the difference in accuracy is to the first row, seed by seed, ± its standard "
     "error; seconds on the median, with the unpruned network's answers at hand or not "
     "(rlprune/lessons.py).",
+    "prunetrain": "PruneTrain, and dense training for as many epochs: parameters and MACs of the network at the end, "
+    "MACs that its training took, and wall time, all in percent of the dense one's; accuracy on validation images, "
+    "means over seeds; the difference is to the first row, seed by seed, ± its standard error; seconds on the median.",
 }
 MAKERS = {
     "ablation": (ablation_table, ablation_figure),
@@ -276,6 +206,7 @@ MAKERS = {
     "front": (front_table, front_figure),
     "transfer": (transfer_table, transfer_figure),
     "schedule": (schedule_table, schedule_figure),
+    "prunetrain": (prunetrain_table, prunetrain_figure),
 }
 
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune import data, studies, trace
+from rlprune import changes, data, studies, trace
 from rlprune.errors import InputError
 from rlprune.networks import build
 from rlprune.stages import baseline, check, prepare, search, study, tables
@@ -70,6 +70,13 @@ TINY = {
             "training": {"epochs": 1, "batch_size": 64, "distillation": 0.5},
             "changes": {"default": {}, "longer": {"epochs": 2}, "hotter": {"temperature": 6.0}},
             "seeds": [0, 1],
+        },
+        "lean": {
+            **COMMON,
+            "kind": "prunetrain",
+            "budgets": {"parameters": 1.0},
+            "training": {"epochs": 2, "batch_size": 64},
+            "changes": {"weak": {"share": 1e-6}, "strong": {"share": 0.99}},
         },
     },
 }
@@ -172,8 +179,26 @@ def test_schedule_study_trains_the_agents_network(here):
     shutil.rmtree(here / "checkpoints/lessons")
 
 
+def test_prunetrain_study_counts_what_is_saved_of_a_dense_training(here):
+    study.run("lean", here, progress=False)
+    found = rows(here, "lean")
+    assert found.groupby("training", sort=False)["epoch"].apply(list).to_dict() == {
+        label: [1, 2] for label in ("dense", "weak", "strong")
+    }
+    parts = dict(list(found.set_index("epoch").groupby("training")))
+    for label in ("dense", "weak"):  # a lasso next to nothing removes nothing, and learns much the same
+        assert parts[label][["parameters", "macs"]].eq(100).all(axis=None)
+        assert parts[label]["training_macs"].tolist() == pytest.approx([50, 100])
+    assert parts["weak"]["accuracy"].tolist() == pytest.approx(parts["dense"]["accuracy"].tolist(), abs=10)
+    strong = parts["strong"]
+    assert strong.loc[1, "macs"] < 100
+    assert strong.loc[2, "training_macs"] == pytest.approx(50 + strong.loc[1, "macs"] / 2)
+    assert parts["dense"]["seconds"].is_monotonic_increasing
+    assert strong["seconds"].is_monotonic_increasing
+
+
 def test_report_holds_what_has_been_run_and_names_what_has_not(here, tmp_path):
-    names = ["reward", "front", "transfer", "ablation", "schedule"]
+    names = ["reward", "front", "transfer", "ablation", "schedule", "lean"]
     for name in names:
         if not (here / "results/studies" / name).exists():
             study.run(name, here, progress=False)
@@ -239,7 +264,7 @@ def test_ablation_table_compares_with_the_default_of_the_same_seed():
         for seed, values in enumerate(of_seeds)
         for episode, value in enumerate(values)
     )
-    default, worse = studies.ablation_table(history).itertuples()
+    default, worse = changes.ablation_table(history).itertuples()
     assert (default.search, default.best, default.difference, default.first_20) == ("default", 35, 0, 26.5)
     assert (worse.best, worse.difference, worse.standard_error, worse.seeds) == (26, -9, 1, 2)
 
@@ -252,10 +277,28 @@ def test_schedule_table_compares_with_the_default_of_the_same_seed():
         for label, values in found.items()
         for seed, accuracy in enumerate(values)
     )
-    default, longer = studies.schedule_table(history).itertuples()
+    default, longer = changes.schedule_table(history).itertuples()
     assert (default.schedule, default.epochs, default.accuracy, default.difference) == ("default", 1, 91, 0)
     assert (longer.epochs, longer.accuracy, longer.difference, longer.standard_error) == (2, 92.5, 1.5, 0.5)
     assert longer.cross_entropy == pytest.approx(0.075)
+
+
+def test_prunetrain_table_compares_with_the_dense_training_of_the_same_seed():
+    history = pd.DataFrame(
+        {"training": label, "seed": seed, "epoch": epoch, "accuracy": accuracy - (2 - epoch)}
+        | {"seconds": seconds * epoch, "parameters": 80.0 / epoch, "macs": 90.0 / epoch, "training_macs": 30.0 * epoch}
+        for label, seed, accuracy, seconds in [
+            ("dense", 0, 90, 10),
+            ("lean", 0, 89, 5),
+            ("dense", 1, 92, 20),
+            ("lean", 1, 89, 15),
+        ]
+        for epoch in (1, 2)
+    )
+    dense, lean = changes.prunetrain_table(history).itertuples()
+    assert (dense.training, dense.accuracy, dense.difference, dense.time) == ("dense", 91, 0, 100)
+    assert (lean.parameters, lean.macs, lean.training_macs, lean.time) == (40, 45, 60, 62.5)
+    assert (lean.difference, lean.standard_error, lean.seconds, lean.seeds) == (-2, 1, 20, 2)
 
 
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 100)), min_size=1, max_size=6), st.floats(1, 100))
@@ -280,6 +323,8 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("transfer", {"seeds": [0, 1]}, "the seeds \\[0, 1\\], which that experiment lacks"),
         ("front", {"points": None}, "lacks 'points'"),
         ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
+        ("lean", {"changes": {"odd": {"seed": 3}}}, "Unknown change to PruneTrain 'seed'"),
+        ("lean", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
     ],
 )
 def test_bad_entry_is_one_sentence_before_any_work(tmp_path, name, change, fault):

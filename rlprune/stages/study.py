@@ -12,14 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from rlprune.candidates import Candidates
-from rlprune.costs import Budget
+from rlprune.costs import COSTS, Budget
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator, outputs
 from rlprune.files import read_json, weights_hash, write_json
 from rlprune.front import LOOKS, pareto
 from rlprune.groups import trace
+from rlprune.networks import build
 from rlprune.peers.blind import LEAST
+from rlprune.peers.prunetrain import prunetrain
 from rlprune.result import PruningResult, load
 from rlprune.search import EPISODES_PER_UPDATE, prune
 from rlprune.stages.baseline import trained
@@ -32,6 +34,7 @@ from rlprune.training import Training, accuracy, fit
 
 Row = dict[str, Any]
 CAPACITY = "MACs kept, not evaluated"
+DENSE = "dense"
 
 
 def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:
@@ -50,6 +53,9 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
       by name. What is each part of the search worth?
     - schedule: the network that the layer-wise agent left in the experiment ``begin``, fine-tuned by ``training`` with
       ``changes``, the first of them the default. What is each part of the schedule worth on validation images?
+    - prunetrain: PruneTrain with ``changes`` to its arguments, by name, beside dense training of the same length, both
+      by ``training`` and from scratch: of the baseline only the architecture is used. What does it save, and at what
+      price? A budget of 1 leaves all to the lasso.
 
     A study that was killed goes on with the measurement that it was at; ``$RLPRUNE_JOBS`` are made side by side.
 
@@ -78,8 +84,8 @@ def settings(here: Project, name: str) -> Row:
     for lacking in sorted(OWN[entry["kind"]] - set(entry)):
         raise InputError(f"studies.{name} in params.yaml lacks {lacking!r}, which a study of this kind needs.")
     _evaluation(here, entry)
-    if entry["kind"] in ("reward", "schedule"):
-        for changes in entry.get("changes", {"default": {}}).values():
+    if entry["kind"] in ("reward", "schedule", "prunetrain"):
+        for changes in entry["changes"].values() if entry["kind"] == "schedule" else [{}]:
             Training.of({**entry["training"], **changes})
     if entry["kind"] in ("transfer", "schedule"):
         first = here.entry("experiments", entry["begin"])
@@ -91,9 +97,9 @@ def settings(here: Project, name: str) -> Row:
             )
     if entry["kind"] == "front":
         list(_searches(entry))
-    for changes in entry["changes"].values() if entry["kind"] == "ablation" else ():
+    for changes in entry["changes"].values() if entry["kind"] in CHANGED else ():
         for key in changes:
-            one_of("change to a search", key, sorted({"action", "criterion", *AGENTS}))
+            one_of(f"change to {CHANGED[entry['kind']][0]}", key, CHANGED[entry["kind"]][1])
     return entry
 
 
@@ -102,7 +108,10 @@ def _measured(name: str, root: Path, task: Row, progress: bool) -> tuple[Path, l
     here = project(root)
     entry = here.entry("studies", name)
     data = dataset_once(root, here.entry("baselines", entry["baseline"])["dataset"])
-    network = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
+    if entry["kind"] == "prunetrain":
+        network = build(here.entry("baselines", entry["baseline"])["network"], data.classes)
+    else:
+        network = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
     which = fingerprint(weights_hash(network), data.describe(), entry, _evaluation(here, entry), task)
     path = here.checkpoint(name, "study", which).with_suffix(".json")
     if not path.exists():
@@ -229,6 +238,32 @@ def _schedule(here: Project, entry: Row, task: Row, network: nn.Module, data: Da
     return [{**row, "seconds": history["seconds"].iloc[-1]}]
 
 
+def _trainings(entry: Row) -> Iterator[Row]:
+    for seed in entry["seeds"]:
+        yield from ({"training": label, "seed": seed} for label in (DENSE, *entry["changes"]))
+
+
+def _trained(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+    """A row per epoch: accuracy, size at its end, and what was spent so far, in percent of the dense network's."""
+    training, seed = Training.of(entry["training"]), task["seed"]
+    label = f"{task['training']}, seed {seed}" if progress else None
+    if task["training"] == DENSE:
+        kind = here.entry("baselines", entry["baseline"])["network"]
+        history = fit(build(kind, data.classes, seed), data, training, seed, progress=label)
+        spent = 100 * history["epoch"] / training.epochs
+        history = history.assign(parameters=100.0, macs=100.0, training_macs=spent)
+    else:
+        changes = {"seed": seed, "progress": progress, **_evaluation(here, entry), **entry["changes"][task["training"]]}
+        result = prunetrain(network, data.example, _budgets(entry), data, training, **changes)
+        history = result.history
+        history["seconds"] = history["seconds"].cumsum()
+        history["training_macs"] *= 100 / history["dense_training_macs"].iloc[-1]
+        for cost in ("parameters", "macs"):
+            history[cost] *= 100 / COSTS[cost](network, data.example)
+    history = history.rename(columns={"validation_accuracy": "accuracy"})
+    return history[["epoch", "accuracy", "parameters", "macs", "training_macs", "seconds"]].to_dict("records")
+
+
 def _budgets(entry: Row) -> list[Budget]:
     return [Budget(cost, share) for cost, share in entry["budgets"].items()]
 
@@ -239,8 +274,12 @@ KINDS = {
     "transfer": (_beginnings, _transfer),
     "ablation": (partial(_changes, "search"), _changed),
     "schedule": (partial(_changes, "schedule"), _schedule),
+    "prunetrain": (_trainings, _trained),
 }
 # what an entry of each kind has beside that of every study
 OWN = {"reward": {"candidates", "rewards", "training"}, "front": {"episodes", "points"}}
 OWN |= {"transfer": {"episodes", "begin"}, "ablation": {"episodes", "changes"}}
-OWN |= {"schedule": {"begin", "training", "changes"}}
+OWN |= {"schedule": {"begin", "training", "changes"}, "prunetrain": {"training", "changes"}}
+# what may be changed of what, by kind
+CHANGED = {"ablation": ("a search", sorted({"action", "criterion", *AGENTS}))}
+CHANGED["prunetrain"] = ("PruneTrain", ["grow_batch", "interval", "settle", "share", "threshold"])
