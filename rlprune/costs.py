@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from rlprune.errors import InputError, finite, one_of
 from rlprune.groups import FilterGroups
 from rlprune.masking import carriers
+from rlprune.training import evaluating
 
 Cost = Callable[[nn.Module, Tensor], float]
 
@@ -172,6 +173,12 @@ class Budget:
         return values
 
 
+def check_budgets(budgets: Sequence[Budget]) -> None:
+    """Raise `InputError` unless these are several budgets, or one in a list."""
+    if not isinstance(budgets, Sequence) or not all(isinstance(budget, Budget) for budget in budgets):
+        raise InputError(f"budgets must be a list of Budget, such as [Budget('parameters', 0.1)], not {budgets!r}.")
+
+
 class Predictor:
     """Parameters and MACs of a slim network from its widths alone, exactly.
 
@@ -210,10 +217,14 @@ class Predictor:
                 tensor = getattr(modules[name], tensor_name)
                 if id(tensor) in tensors:
                     tensors[id(tensor)][1][dim] = rows[name, axis]
-        weight_uses = Counter()
+        weight_uses, computed = Counter(), 0
         for module, count in uses(network, example_input).items():
-            weight_uses[id(module.weight)] += count
-        terms = []  # elements beside the varying dimensions, uses of each per image, row, row, groups of a convolution
+            if id(module.weight) in tensors:
+                weight_uses[id(module.weight)] += count
+            else:  # computed from other parameters, as by weight_norm: such a layer keeps its filters
+                computed += count * module.weight.numel()
+        terms = [(0, computed, 0, 0, 1)] if computed else []
+        # elements beside the varying dimensions, uses of each per image, row, row, groups of a convolution
         for key, (tensor, dims) in tensors.items():
             beside = tensor.numel() // math.prod(tensor.shape[dim] for dim in dims)
             first, second = (*dims.values(), 0, 0)[:2]
@@ -292,11 +303,5 @@ class _LiveBytes(TorchDispatchMode):
 @contextlib.contextmanager
 def _evaluation(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module gets its own mode back."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(network), torch.no_grad():
+        yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ from rlprune.masking import carriers, rebuild
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 OUTPUT = "it makes the output"
+VISITS = 1000  # walks through a node, after which there is taken to be no end
 _Key = tuple[Node, str]  # a layer's "in" or "out", or the one axis of anything else
 
 
@@ -225,6 +227,7 @@ def _walk(graph: _Graph, names: dict[object, str], order: dict[nn.Module, int]) 
     """All places that the filters of any layer reach, linked along the graph's edges."""
     places = _Places()
     queue: dict[_Key, list[np.ndarray]] = {}  # first come, first served, with all that has arrived by then
+    visits: Counter[_Key] = Counter()
     for module in sorted((m for m in graph.module2node if m in order and isinstance(m, LAYERS)), key=order.__getitem__):
         count = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         queue[graph.module2node[module], "out"] = [np.arange(count)]
@@ -232,6 +235,10 @@ def _walk(graph: _Graph, names: dict[object, str], order: dict[nn.Module, int]) 
         node, side = next(iter(queue))
         new = places.visit((node, side), np.concatenate(queue.pop((node, side))))
         if not len(new):
+            continue
+        visits[node, side] += 1
+        if visits[node, side] > VISITS:  # a loop in the code, such as x + x[:, 1:], moves them on for ever
+            places.stay(places.ids((node, side), new), "the network's code adds them to others that it has moved")
             continue
         if reason := _reason(graph, node, side, new, names):
             places.stay(places.ids((node, side), new), reason)

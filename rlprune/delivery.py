@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rlprune.candidates import Candidates, Decision
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
+from rlprune.networks import architecture_of
 from rlprune.result import PruningResult
 
 TRIES = 20  # ever smaller networks measured where a noisy cost refuses those that the search found
@@ -86,7 +87,7 @@ def record(
         seconds=seconds,
         method=method,
         input_shape=tuple(candidates.example_input.shape[1:]),
-        architecture=dict(getattr(candidates.network, "architecture", {})),
+        architecture=architecture_of(candidates.network),
     )
 
 

@@ -11,18 +11,19 @@ again, by least squares, brings it back.
 
 from collections.abc import Callable
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.data import Dataset
-from rlprune.errors import InputError, finite
+from rlprune.errors import InputError, finite, one_of
 from rlprune.groups import FilterGroups
 from rlprune.masking import slim
-from rlprune.training import accuracy, half_precision, suitable_batch
+from rlprune.training import accuracy, evaluating, half_precision, suitable_batch
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+OPTIONS = ["images", "recalibration", "ridge", "finetune_steps", "finetune_rate", "seed"]
 
 
 @torch.no_grad()
@@ -41,33 +42,40 @@ def recover(network: nn.Module, images: Tensor, target: Tensor | None = None, ri
     Returns:
         whether a layer was fitted: not if the output comes from anything but a linear layer on (N, features).
     """
-    training = network.training
-    norms = [m for m in network.modules() if isinstance(m, _NORMS) and m.track_running_stats]
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    network.eval()  # dropout stays off
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-        norm.train()
     calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
     linears = [m for m in network.modules() if isinstance(m, nn.Linear)] if target is not None else []
     hooks = [m.register_forward_hook(lambda m, x, y: calls.append((m, x[0], y))) for m in linears]
     made: list[tuple[nn.Linear, Tensor]] = []
-    try:
-        with half_precision(images.device):
-            for batch in images.split(suitable_batch(images)):
-                calls.clear()
-                output = network(batch)
-                made += [(layer, x) for layer, x, y in calls if y is output and x.ndim == 2]
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        network.train(training)
+    with evaluating(network):  # dropout stays off
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain mean over the batches
+            norm.train()
+        try:
+            with half_precision(images.device):
+                for batch in _batches(images):
+                    calls.clear()
+                    output = network(batch)
+                    # a weight that is computed from others can't be set
+                    made += [(m, x) for m, x, y in calls if y is output and x.ndim == 2 and "weight" in m._parameters]
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     if made:
         _fit(made[0][0], torch.cat([inputs for _, inputs in made]).double(), target.double(), ridge)
     return bool(made)
+
+
+def _batches(images: Tensor) -> list[Tensor]:
+    """Images in batches; none is of a single one, which a batch norm may refuse, if there are more."""
+    batches = list(images.split(suitable_batch(images)))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def _fit(layer: nn.Linear, features: Tensor, target: Tensor, ridge: float) -> None:
@@ -90,12 +98,24 @@ def _fit(layer: nn.Linear, features: Tensor, target: Tensor, ridge: float) -> No
 @torch.no_grad()
 def outputs(network: nn.Module, images: Tensor) -> Tensor:
     """The network's output in evaluation mode, float32, (N, classes)."""
-    training = network.training
-    network.eval()
-    with half_precision(images.device):
+    with evaluating(network), half_precision(images.device):
         parts = [network(batch).float() for batch in images.split(suitable_batch(images))]
-    network.train(training)
     return torch.cat(parts)
+
+
+def options_of(given: dict[str, Any] | None) -> dict[str, Any]:
+    """Options of `Evaluator` by name, an unknown one named."""
+    for name in given or {}:
+        one_of("option of the evaluator", name, OPTIONS)
+    return given or {}
+
+
+def _check_classes(network: nn.Module, data: Dataset) -> None:
+    """Raise `InputError` unless the network has an output for every label."""
+    classes = outputs(network, data.normalise(data.train.images[:1])).shape[1]
+    most = max(int(split.labels.max()) for split in (data.train, data.validation) if len(split))
+    if most >= classes:
+        raise InputError(f"There is a label {most}, but the network has outputs for 0 to {classes - 1}.")
 
 
 class Evaluator:
@@ -149,6 +169,10 @@ class Evaluator:
         self.calibration = self.target = self.sample = None
         if data is not None:
             self.split = data.validation[slice(0, images)]
+            if measure is None:
+                _check_classes(network, data)
+            if recalibration and len(data.train) < 2:
+                raise InputError(f"Recovery needs at least 2 training images, not {len(data.train)}.")
             if recalibration:
                 chosen = data.train[slice(0, recalibration)]
                 self.calibration = data.normalise(chosen.images)

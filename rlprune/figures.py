@@ -23,6 +23,9 @@ from rlprune.tables import limits, load_results, markdown, results_table
 __all__ = ["Live", "accuracy_against", "limits", "load_results", "markdown", "results_table", "save"]
 __all__ += ["before_and_after", "search_curves", "search_progress", "training_curves", "widths"]
 
+FEW = 3  # seeds under which an interval by Student's t says more of t than of them
+TRAINING = (0, (2, 1.5))  # dashes of what is measured on training images
+
 _BUDGETS = ["#117733", "#aa4499", "#b8860b", "#332288", "#cc6677"]
 _DASHES = ["-", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (5, 1, 1, 1, 1, 1))]
 
@@ -99,8 +102,8 @@ class Live:
 def search_progress(history: pd.DataFrame) -> Figure:
     """Best reward within budget so far against evaluations, of every method of an experiment.
 
-    With several seeds a line is their mean and its band the mean's 95 % confidence interval (Student's t). Methods
-    that decide at once are dotted lines across.
+    With several seeds a line is their mean and its band the mean's 95 % confidence interval (Student's t), or from the
+    lowest to the highest where there are fewer than `FEW`. Methods that decide at once are dotted lines across.
 
     Args:
         history: one row per candidate: episode (from 1) and best (%); method and seed if there are several.
@@ -124,7 +127,7 @@ def search_progress(history: pd.DataFrame) -> Figure:
             handles.append(key(method_label(method), colour))
             if count > 1:
                 half = stats.t.ppf(0.975, count - 1) * table.std(axis=1) / count**0.5
-                low, high = mean - half, mean + half
+                low, high = (mean - half, mean + half) if count >= FEW else (table.min(axis=1), table.max(axis=1))
                 axis.fill_between(table.index, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
         finish(axis, "Best network within budget", "Accuracy in search (%)", "Evaluations")
         axis.set_xlim(left=0)
@@ -226,11 +229,11 @@ def training_curves(history: pd.DataFrame) -> Figure:
     tall = wide.melt(["method", "seed", "epoch"], ["Training", "Validation"], "split", "accuracy")
     shared = {"x": "epoch", "hue": "method", "palette": colours, "hue_order": methods, "legend": False}
     shared |= {"errorbar": "sd", "err_kws": {"linewidth": 0}}
-    dashes = {"Validation": "", "Training": (2, 1.5)}
+    dashes = {"Validation": "", "Training": TRAINING[1]}
     with style():
         figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
-        sns.lineplot(history, y="loss", **shared, ax=loss)
+        sns.lineplot(history, y="loss", **shared, linestyle=TRAINING, ax=loss)
         sns.lineplot(tall, y="accuracy", **shared, style="split", dashes=dashes, ax=accuracy)
         finish(loss, "Training loss", "Cross-entropy", "Epoch")
         finish(accuracy, "Accuracy", "Accuracy (%)", "Epoch")
@@ -238,12 +241,12 @@ def training_curves(history: pd.DataFrame) -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         handles = [key(method_label(m), colours[m]) for m in methods if named]
         tone = "0.3" if named else colours[methods[0]]
-        handles += [key("Validation", tone), key("Training", tone, linestyle=(0, (2, 1.5)))]
+        handles += [key("Validation", tone), key("Training", tone, linestyle=TRAINING)]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
 
 
-def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
+def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bool = True) -> Figure:
     """Accuracy after fine-tuning against what is kept of a cost, one panel per dataset and network.
 
     The dotted line is the unpruned network; error bars are ± one standard deviation over seeds. Crosses are what
@@ -252,6 +255,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
     Args:
         table: of `results_table`.
         cost: "parameters" or "macs", or another that has a budget.
+        reported: whether what other papers report is drawn.
     """
     share = f"{cost}_percent"
     panels = list(table.groupby(["dataset", "network"], sort=True))
@@ -271,7 +275,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
                 x, y, spread = (points[c] for c in (share, "accuracy", "accuracy_std"))
                 colour, marker = method_style(method)
                 axis.errorbar(x, y, spread, capsize=2, color=colour, marker=marker, **look)
-            theirs = published(dataset, network) if cost == "parameters" else []
+            theirs = published(dataset, network) if reported and cost == "parameters" else []
             for place, one in enumerate(theirs):
                 axis.plot(one.kept, one.after, "x", color="0.25", markersize=5)
                 # neighbours apart: up to the right, down to the left
@@ -292,7 +296,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters") -> Figure:
             finish(axis, title, "Accuracy after\nfine-tuning (%)", f"{cost_label(cost, capital=True)} kept (%)")
         handles = [key(method_label(m), method_style(m)[0], marker=method_style(m)[1], **look) for m in methods]
         handles.append(key("Unpruned", "black", linestyle=":", linewidth=1))
-        if cost == "parameters" and any(published(*panel) for panel, _ in panels):
+        if reported and cost == "parameters" and any(published(*panel) for panel, _ in panels):
             handles.append(key("Reported elsewhere", "0.25", linestyle="", marker="x", markersize=5))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure

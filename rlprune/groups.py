@@ -214,3 +214,21 @@ def _check_example(network: nn.Module, example_input: Tensor) -> None:
     device = next((parameter.device for parameter in network.parameters()), example_input.device)
     if example_input.device != device:
         raise InputError(f"The example input is on {example_input.device} but the network on {device}: move one.")
+
+
+def remaining(groups: Sequence[FilterGroup], keeps: Sequence[Tensor]) -> list[FilterGroup]:
+    """The groups of ``slim(network, groups, keeps)``, without tracing it."""
+    axes: dict[tuple[str, str], Tensor] = {}  # (module, axis) → which of its places stay
+    for group, keep in zip(groups, keeps, strict=True):
+        for part in group.slices:
+            stays = axes.setdefault((part.module, part.axis), torch.ones(part.length, dtype=torch.bool))
+            stays[part.index] = keep[part.source]
+    result = []
+    for group, keep in zip(groups, keeps, strict=True):
+        parts = []
+        for part in group.slices:
+            stays, ours = axes[part.module, part.axis], keep[part.source]
+            index, source = (stays.cumsum(0) - 1)[part.index[ours]], (keep.cumsum(0) - 1)[part.source[ours]]
+            parts.append(Slice(part.module, part.axis, int(stays.sum()), index, source))
+        result.append(FilterGroup(group.name, int(keep.sum()), tuple(parts)))
+    return result

@@ -197,7 +197,10 @@ def _taylor(network: nn.Module, images: Tensor, labels: Tensor) -> dict[tuple[st
             for (module, output, _), gradient in zip(made.values(), gradients, strict=True):
                 if gradient is not None:
                     change = (output * gradient).detach().float()
-                    change = change.flatten(2).sum(2) if change.ndim > 2 else change
+                    if isinstance(module, nn.Linear):  # (N, …, features): its filters are last
+                        change = change.flatten(1, -2).sum(1) if change.ndim > 2 else change
+                    else:
+                        change = change.flatten(2).sum(2) if change.ndim > 2 else change
                     totals[module] = totals.get(module, 0) + change.square().sum(0).cpu()
     finally:
         for hook in hooks:

@@ -54,8 +54,9 @@ class Lessons:
             return
         path = self.folder / f"{self.run[:16]}-{number}.pt"
         if path.is_file():
-            remembered = iter(read_checkpoint(path, self.run)["answers"])
-            yield lambda images: next(remembered).to(images.device)
+            device = next(self.teacher.parameters()).device
+            remembered = iter([said.to(device) for said in read_checkpoint(path, self.run)["answers"]])
+            yield lambda images: next(remembered)
             return
         answers: list[Tensor] = []
 

@@ -70,7 +70,10 @@ def extras(results: Results) -> list[str]:
                     lines.append(f"{who}: kernels {kinds}.")
                 if "training_macs" in run:
                     share = 100 * run["training_macs"]["value"] / run["training_macs"]["dense"]
+                    filters = sum(of for _, of in run["widths"].values())
+                    gone = f"; {run.get('faded')} of {filters} filters left before the budget asked"
+                    alone = gone if "faded" in run else ""
                     lines.append(
-                        f"{who}: {share:.1f} % of the MACs that training the unpruned network for as long takes."
+                        f"{who}: {share:.1f} % of the MACs that training the unpruned network for as long takes{alone}."
                     )
     return ["", "Beside the table:", "", *lines] if lines else []

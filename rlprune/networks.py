@@ -6,6 +6,8 @@ ImageNet widths; ResNet-20/56: the same paper's section 4.2 (16, 32, 64
 filters), with 1×1 convolutions where a shortcut changes shape.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -136,6 +138,12 @@ def build(name: str, classes: int = 10, seed: int = 0) -> nn.Module:
             network = ResNet(blocks, widths, bottleneck, classes)
     network.architecture = {"name": name, "classes": classes}  # a saved result names it
     return network
+
+
+def architecture_of(network: nn.Module) -> dict[str, Any]:
+    """What `build` makes such a network from, by argument; empty for one of the caller's own."""
+    found = getattr(network, "architecture", None)
+    return dict(found) if isinstance(found, dict) and set(found) == {"name", "classes"} else {}
 
 
 def check_name(name: str) -> None:

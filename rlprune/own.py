@@ -75,6 +75,8 @@ def from_tensors(
     """
     if not 0 < validation < 1:
         raise InputError(f"The validation share must lie between 0 and 1, not {validation!r}.")
+    # a plain copy of what numpy does not know, such as bfloat16
+    images = images.detach().float() if images.is_floating_point() else images
     whole = _split(images, labels)
     kept_apart = _split(*test) if test is not None else whole[slice(0, 0)]
     digest = content_hash({"images": images.cpu().numpy(), "labels": labels.cpu().numpy()})
@@ -98,10 +100,16 @@ def from_loader(
         fits = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
         if not fits:
             raise InputError(f"The data must come in pairs of tensors (images, labels), not as {type(batch).__name__}.")
+        if sum(map(len, images)) >= most:
+            ahead = torch.cat(labels)[:most]
+            if ahead[0] != ahead[-1] and (ahead.diff() >= 0).all():
+                raise InputError(
+                    f"The loader gives its images class by class, and of its first {most} the last ones are of class "
+                    f"{int(ahead[-1])}: shuffle it."
+                )
+            break
         images.append(batch[0])
         labels.append(batch[1])
-        if sum(map(len, images)) >= most:
-            break
     if not images:
         raise InputError("The data holds no batch.")
     return from_tensors(torch.cat(images)[:most], torch.cat(labels)[:most], validation, seed)

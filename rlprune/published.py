@@ -9,6 +9,8 @@ import pandas as pd
 
 from rlprune.labels import method_label, network_label, signed
 
+EPOCHS = 10  # of fine-tuning, from which on ours are set beside theirs
+
 
 @dataclass(frozen=True)
 class Published:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rlprune.figures import accuracy_against, save, search_curves, search_progress, training_curves, widths
 from rlprune.margins import agents_margins, extras, spreads
-from rlprune.published import beside
+from rlprune.published import EPOCHS, beside
 from rlprune.tables import COUNTED, limits, load_results, page, results_table
 
 _OURS = re.compile(r"(results|margins)\.(csv|md)|(accuracy_against_.+|(curves|progress|widths|training)_.+)\.(png|svg)")
@@ -39,10 +39,12 @@ def report(
     """  # noqa: D205
     loaded = load_results(suite, experiments, results)
     table = results_table(loaded)
+    epochs = {name: stage.metrics.get("training", {}).get("epochs", 0) for name, stage in loaded.finetunes.items()}
+    trained = table[table["experiment"].map(epochs) >= EPOCHS]  # not only as far as tells methods apart
     with renewed(folder, _OURS) as partial:
         table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
         for cost in COUNTED:
-            save(accuracy_against(table, cost), partial / f"accuracy_against_{cost}")
+            save(accuracy_against(table, cost, reported=len(trained) > 0), partial / f"accuracy_against_{cost}")
         if len(margins := agents_margins(loaded)):
             margins.round(4).to_csv(partial / "margins.csv", index=False, lineterminator="\n")
         for name, baseline in loaded.baselines.items():
@@ -52,7 +54,7 @@ def report(
             if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
                 save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
                 save(search_progress(search.history), partial / f"progress_{name}")
-        more = spreads(margins) + extras(loaded) + beside(table)
+        more = spreads(margins) + extras(loaded) + beside(trained)
         text = page(loaded, table, {file.name for file in partial.iterdir()}, notes, more)
         (partial / "results.md").write_text(text, encoding="utf-8")
     return table

@@ -1,8 +1,10 @@
 """Agent × environment → the best decision within budget; resumable."""
 
+import copy
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.agent import LagrangianPPO, PPOOptions
-from rlprune.costs import Budget
+from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError
-from rlprune.evaluate import Evaluator
+from rlprune.evaluate import Evaluator, options_of
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.gates import criterion_of, start_of
 from rlprune.groups import trace
@@ -27,7 +29,7 @@ from rlprune.importance import FEATURES
 from rlprune.log import SearchLog
 from rlprune.own import OwnData, dataset_of
 from rlprune.result import PruningResult
-from rlprune.training import Training, fit
+from rlprune.training import Training, evaluating, fit, trainable
 
 EPISODES_PER_UPDATE = 10
 KNOWN = 20  # evaluations before a model of the reward is worth anything
@@ -86,7 +88,9 @@ def prune(
             `rlprune.imagination`; 0 for none, and none under budgets that must be measured.
         begin: a result of another search, of the same action space and number of budgets, on any network: the agent
             begins with what it learned there.
-        finetune: a schedule to train the pruned network with; None leaves it recovered without training.
+        finetune: a schedule to train the pruned network with; None leaves it recovered without training. What is said
+            of the reward stays that of before; a network that training brings over a budget, whose cost depends on
+            the values of weights, is returned as it was before, with a warning.
         checkpoint: a file written after every update of the agent. If it is there,
             the search goes on from it and ends as if never stopped; it is left in place.
         progress: print the budgets' table and show a bar.
@@ -96,6 +100,7 @@ def prune(
     Raises:
         InputError: bad options; or budgets that cannot be met, before any search.
     """
+    check_budgets(budgets)
     if episodes < 1:
         raise InputError(f"A search needs at least 1 episode, not {episodes}.")
     if imagined < 0:
@@ -108,7 +113,9 @@ def prune(
         fit_budget = "scale" if all(budget.predicted for budget in budgets) else "shrink"
     groups = trace(network, example_input, exclude)
     images = dataset_of(data, example_input, seed) if data is not None else None
-    evaluator = Evaluator(network, groups, images, evaluate, **(evaluation or {}))
+    if finetune is not None:
+        trainable(network, images, finetune)
+    evaluator = Evaluator(network, groups, images, evaluate, **options_of(evaluation))
     env = PruningEnv(
         network,
         example_input,
@@ -162,8 +169,34 @@ def prune(
     result = finish(env.candidates, log.best, evaluator, log.rows, len(log.rows), seconds, action)
     result.agent = {**ppo.state_dict(), "history": []}
     if finetune is not None:
-        fit(result.network, images, finetune, seed, teacher=network.eval(), progress="fine-tune" if progress else None)
+        _finetuned(result, network, images, finetune, seed, env, progress)
     return result
+
+
+def _finetuned(
+    result: PruningResult,
+    network: nn.Module,
+    images: Dataset,
+    finetune: Training,
+    seed: int,
+    env: PruningEnv,
+    progress: bool,
+) -> None:
+    """Train the result's network in place, and measure it again."""
+    before = copy.deepcopy(result.network.state_dict())
+    with evaluating(network):
+        fit(result.network, images, finetune, seed, teacher=network, progress="fine-tune" if progress else None)
+    costs = env.candidates.measured(result.network)
+    over = [name for name, cost in costs.items() if cost["value"] > cost["limit"]]
+    if over:
+        result.network.load_state_dict(before)
+        warnings.warn(
+            f"Fine-tuning took {over[0]} from {result.costs[over[0]]['value']:g} to {costs[over[0]]['value']:g}, over "
+            f"its limit of {costs[over[0]]['limit']:g}: what is returned is the network before fine-tuning.",
+            stacklevel=3,
+        )
+    else:
+        result.costs = costs
 
 
 def imagine(ppo: LagrangianPPO, env: PruningEnv, model: RewardModel, episodes: int) -> None:

@@ -76,7 +76,9 @@ def reward_figure(history: pd.DataFrame) -> Figure:
             axis.scatter(history[row.reward], history["accuracy"], s=8, color="#0072b2", alpha=0.7, linewidth=0)
             coefficient = f"ρ = {row.rank_correlation:.2f}".replace("-", "−")
             axis.text(0.97, 0.05, coefficient, transform=axis.transAxes, ha="right", fontsize=8.5)
-            finish(axis, textwrap.fill(row.reward, TITLE), "", "Reward (%)")
+            name, _, rest = row.reward.partition(", ")
+            unit = f"{name} (%)" if rest == "not evaluated" else "Reward (%)"
+            finish(axis, textwrap.fill(row.reward, TITLE), "", unit)
         for axis in axes.flat[len(table) :]:
             axis.set_axis_off()
         figure.supylabel("Validation accuracy after fine-tuning (%)", fontsize=8.5)
@@ -245,6 +247,7 @@ def _markdown(table: pd.DataFrame) -> str:
     shown = table.rename(columns=lambda name: name.replace("_", " "))
     rows = [shown.columns, ["---"] + ["--:"] * (len(shown.columns) - 1)]
     rows += [
-        [cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row] for row in shown.itertuples(index=False)
+        [cell if isinstance(cell, str) else "–" if pd.isna(cell) else f"{cell:.4g}" for cell in row]
+        for row in shown.itertuples(index=False)
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

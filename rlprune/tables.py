@@ -74,6 +74,14 @@ def load_results(suite: str, experiments: Sequence[str], results: str | Path = "
                 f"{finetunes[name].folder}/metrics.json and the search beside it differ in {odd}: "
                 f"{_remedy(suite, name, 'finetune')}."
             )
+        for method, seed in sorted(was):
+            pruned, tuned = (stage.metrics["methods"][method][seed] for stage in (search, finetunes[name]))
+            # results made before widths were recorded twice do not have them
+            if tuned.get("widths", pruned.get("widths")) != pruned.get("widths"):
+                raise InputError(
+                    f"{finetunes[name].folder}/metrics.json is of another network than the search beside it left with "
+                    f"{method} (seed {seed}): {_remedy(suite, name, 'finetune')}."
+                )
     folder = Path(results) / "baselines"
     started = {name: _read(folder / name, suite, name, "baseline") for name in baselines}
     return Results(suite, searches, finetunes, started)
@@ -180,8 +188,8 @@ def page(
         markdown(table),
         "",
         "Accuracies in percent of the test images; ± is the standard deviation over seeds. Pruned: after pruning and "
-        "recalibration of the batch norm, before fine-tuning. Bold: the best per network and budget. Evaluations and "
-        "times are per seed.",
+        "recovery (batch norm recalibrated, last layer fitted again), before fine-tuning. Bold: the best per network "
+        "and budget. Evaluations and times are per seed.",
         *more,
     ]
     shown = [(f"accuracy_against_{c}", f"Accuracy after fine-tuning against {cost_label(c)} kept") for c in COUNTED]

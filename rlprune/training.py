@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ class Training:
     temperature: float = 3.0
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            whole = name in ("epochs", "batch_size")
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise InputError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}.")
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0:
             raise InputError(
                 "A schedule needs at least 1 epoch, batches of at least 2 and a learning rate above 0, not "
@@ -79,7 +83,7 @@ def half_precision(device: torch.device | str) -> contextlib.AbstractContextMana
     On a CPU without such instructions bfloat16 is emulated and slower than float32.
     """
     device = torch.device(device)
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
     return torch.autocast(device.type, torch.bfloat16) if native else contextlib.nullcontext()
 
 
@@ -124,11 +128,8 @@ def fit(
     Raises:
         InputError: a checkpoint that is cut off or of another run, a lesson that is, or too few images for one batch.
     """
+    trainable(network, data, training)
     steps = len(data.train) // training.batch_size
-    if steps < 1:
-        raise InputError(
-            f"{len(data.train)} training images do not fill one batch of {training.batch_size}: lower batch_size."
-        )
     network.to(device=data.device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
     optimizer = sgd(network, training)
@@ -136,7 +137,8 @@ def fit(
         optimizer,
         max_lr=training.learning_rate,
         total_steps=steps * training.epochs,
-        pct_start=training.warmup,
+        # a warm-up of exactly one step would make torch divide by zero
+        pct_start=training.warmup * (1 + 1e-6 * (training.warmup * steps * training.epochs == 1)),
         anneal_strategy="linear",
         cycle_momentum=False,
         div_factor=10,
@@ -181,6 +183,28 @@ def fit(
     return pd.DataFrame(history)
 
 
+def trainable(network: nn.Module, data: Dataset, training: Training) -> None:
+    """Raise `InputError` if there are too few images for one batch, or if no weight may change."""
+    if len(data.train) < training.batch_size:
+        raise InputError(
+            f"{len(data.train)} training images do not fill one batch of {training.batch_size}: lower batch_size."
+        )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError("No weight of the network may change: call network.requires_grad_() before it is trained.")
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def one_epoch(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -215,8 +239,9 @@ def one_epoch(
         correct += (logits.detach().argmax(1) == labels).sum()
         seen += len(labels)
         bar.update()
-        if bar.n % 10 == 0:  # reading a number waits for a GPU, so not at every step
-            bar.set_postfix(loss=f"{total_loss.item() / seen:.3f}", accuracy=f"{100 * correct.item() / seen:.1f} %")
+        if not bar.disable and bar.n % 10 == 0:  # reading a number waits for a GPU, so not at every step
+            rates = {"loss": f"{total_loss.item() / seen:.3f}", "accuracy": f"{100 * correct.item() / seen:.1f} %"}
+            bar.set_postfix(rates, refresh=False)
     rates = {"loss": total_loss.item() / seen, "train_accuracy": 100 * correct.item() / seen}
     return {**rates, "images_per_second": seen / (time.perf_counter() - start)}
 
@@ -253,16 +278,16 @@ def suitable_batch(images: Tensor) -> int:
 @torch.no_grad()
 def accuracy(network: nn.Module, data: Dataset, split: Split) -> float:
     """Percent of a split's images that the network classifies rightly, in evaluation mode."""
-    training = network.training
-    network.eval()
+    if not len(split):
+        raise InputError("There is no image in this split to measure an accuracy on.")
     correct = torch.zeros((), device=data.device)
     batch_size = suitable_batch(split.images)
-    for start in range(0, len(split), batch_size):
-        part = split[slice(start, start + batch_size)]
-        with half_precision(data.device):
-            logits = network(data.normalise(part.images))
-        correct += (logits.argmax(1) == part.labels).sum()
-    network.train(training)
+    with evaluating(network):
+        for start in range(0, len(split), batch_size):
+            part = split[slice(start, start + batch_size)]
+            with half_precision(data.device):
+                logits = network(data.normalise(part.images))
+            correct += (logits.argmax(1) == part.labels).sum()
     return 100 * correct.item() / len(split)
 
 

@@ -117,22 +117,34 @@ def _layers_run(network: nn.Module, images: Tensor) -> list[str]:
 
 @torch.no_grad()
 def _disagreement(trial: _Trial, groups: list[FilterGroup]) -> str | None:
-    """What goes wrong when a random half of every group's filters leaves; None if nothing does."""
+    """What goes wrong when filters of every group leave; None if nothing does.
+
+    Random halves stay, then the others, so that none stays both times: code may depend on a certain one. Then a single
+    filter of each group, a width at which code that squeezes sees another shape.
+    """
     generator = torch.Generator().manual_seed(len(groups))
     halves = [torch.rand(group.size, generator=generator) for group in groups]
-    masks = keep_top(halves, [(group.size + 1) // 2 for group in groups])
-    try:
-        small = slim(trial.network, groups, masks)
-        with masked(trial.network, groups, masks):
-            expected = trial.network(trial.images)
-        error = (small(trial.images) - expected).abs().max() / expected.abs().max()
-    except Exception as failure:  # whatever the network's code raises at other widths
-        return f"without some of its filters the network fails ({first_line(failure)})"
-    # a branch may run in training only
-    failure = _training_failure(small, trial.training_images)
-    if failure and not _training_failure(trial.network, trial.training_images):
-        return f"without some of its filters the network fails in training ({failure})"
-    return None if error <= trial.tolerance else "the network without its filters and with them masked differ"
+    rest = [1 - half for half in halves]
+    for scores, widths in (
+        (halves, [(group.size + 1) // 2 for group in groups]),
+        (rest, [max(group.size // 2, 1) for group in groups]),
+        (rest, [1] * len(groups)),
+    ):
+        masks = keep_top(scores, widths)
+        try:
+            small = slim(trial.network, groups, masks)
+            with masked(trial.network, groups, masks):
+                expected = trial.network(trial.images)
+            error = (small(trial.images) - expected).abs().max() / expected.abs().max()
+        except Exception as failure:  # whatever the network's code raises at other widths
+            return f"without some of its filters the network fails ({first_line(failure)})"
+        if not error <= trial.tolerance:
+            return "the network without its filters and with them masked differ"
+        # a branch may run in training only
+        failure = _training_failure(small, trial.training_images) if scores is halves else None
+        if failure and not _training_failure(trial.network, trial.training_images):
+            return f"without some of its filters the network fails in training ({failure})"
+    return None
 
 
 def _training_failure(network: nn.Module, images: Tensor) -> str | None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rlprune import costs
 from rlprune.costs import Budget, Predictor
 from rlprune.errors import InputError
+from rlprune.groups import trace
 from rlprune.masking import slim, widths
 
 IMAGES = torch.zeros(2, 3, 32, 32)
@@ -63,6 +64,18 @@ def test_predictions_are_exact(name, seed):
     small = slim(network, groups, masks)
     assert predicted(name).parameters(widths(masks)) == costs.parameters(small, IMAGES)
     assert predicted(name).macs(widths(masks)) == costs.macs(small, IMAGES)
+
+
+def test_what_a_layer_with_a_computed_weight_costs_is_predicted():
+    tail = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)]
+    normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 16, 3))
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(), normed, *tail).eval()
+    groups = trace(network, IMAGES)
+    predictor = Predictor(network, groups, IMAGES)
+    for masks in ([torch.ones(group.size, dtype=torch.bool) for group in groups], random_masks(groups, 3)):
+        small = slim(network, groups, masks)
+        assert predictor.macs(widths(masks)) == costs.macs(small, IMAGES)
+        assert predictor.parameters(widths(masks)) == costs.parameters(small, IMAGES)
 
 
 def test_predictor_checks_the_number_of_widths():

@@ -1,5 +1,7 @@
 """The evaluator: recovered candidates, alive rewards, equal masks measured once."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,39 @@ def test_refit_leaves_a_network_without_a_last_linear_layer_alone():
     before = network[0].weight.clone()
     assert not evaluate.recover(network, torch.randn(8, 3, 4, 4), torch.randn(8, 4))
     assert torch.equal(network[0].weight, before)
+
+
+def test_a_last_batch_of_one_image_joins_the_one_before():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    images = torch.randn(251, 3, 32, 32)  # a batch norm takes no single image, and 250 are a batch
+    assert evaluate.recover(network, images, torch.randn(251, 4))
+    features = network[1](images.flatten(1))
+    assert torch.allclose(network[2].running_mean, features.mean(0), atol=1e-4)
+
+
+def test_refit_leaves_a_computed_weight_alone():
+    last = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), last).eval()
+    images = torch.randn(20, 3, 8, 8)
+    before = network(images)
+    assert not evaluate.recover(network, images, before + 1)
+    assert torch.equal(network(images), before)
+
+
+def test_every_module_gets_its_own_mode_back(digits, trained):
+    network = copy.deepcopy(trained).train()
+    frozen = next(module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    frozen.eval()
+    images = digits.normalise(digits.train.images[:20])
+    evaluate.recover(network, images, evaluate.outputs(network, images))
+    assert network.training
+    assert not frozen.training
+
+
+def test_a_label_without_an_output_is_named(digits, trained):
+    few = nn.Sequential(trained, nn.Linear(10, 8)).eval()
+    with pytest.raises(InputError, match="There is a label 9, but the network has outputs for 0 to 7"):
+        evaluate.Evaluator(few, trace(few, digits.example), digits)
 
 
 def test_refit_revives_what_recalibration_cannot(digits, trained, example):

@@ -437,6 +437,19 @@ def test_margins_are_taken_seed_by_seed_and_told_from_the_spread(tmp_path):
     assert margins.spreads(margins.agents_margins(load(tmp_path, make(tmp_path, "one", seeds=(0,))))) == []
 
 
+def test_a_finetuning_of_another_search_is_refused(tmp_path):
+    name = make(tmp_path, methods=("uniform",))
+    search, tuned = (tmp_path / "quick" / name / stage / "metrics.json" for stage in ("search", "finetune"))
+    metrics = json.loads(tuned.read_text())
+    metrics["methods"]["uniform"]["0"]["widths"] = json.loads(search.read_text())["methods"]["uniform"]["0"]["widths"]
+    tuned.write_text(json.dumps(metrics))
+    load(tmp_path, name)
+    next(iter(metrics["methods"]["uniform"]["0"]["widths"].values()))[0] += 1
+    tuned.write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match="of another network than the search beside it left with uniform"):
+        load(tmp_path, name)
+
+
 def test_what_only_some_methods_have_stands_beside_the_table(tmp_path):
     name = make(tmp_path, methods=("smof", "prunetrain", "uniform"))
     assert margins.extras(load(tmp_path, name)) == []
@@ -465,6 +478,13 @@ def test_progress_is_the_mean_of_the_best_with_its_confidence_interval():
     half = 4.302653 / 3**0.5  # Student's t with two degrees of freedom
     assert (low, high) == pytest.approx((21 - half, 61 + half), abs=1e-4)
     assert [text.get_text() for text in figure.legends[0].texts] == ["Layer-wise agent", "Random search"]
+
+
+def test_the_progress_of_two_seeds_lies_between_them():
+    history = episodes(["layerwise"], (0, 1), ["parameters"], count=6)
+    history["best"] = history["seed"] + 10 * history["episode"]
+    low, high = figures.search_progress(history).axes[0].collections[0].get_paths()[0].get_extents().get_points()[:, 1]
+    assert (low, high) == (10, 61)
 
 
 def test_training_curves_of_baseline_and_finetuning():

@@ -74,7 +74,8 @@ def test_all_searches_may_use_them_and_one_seed_gives_one_result(trained, digits
 def test_a_method_that_asks_no_criterion_learns_none(trained, digits, monkeypatch):
     monkeypatch.setattr(gates.Gates, "__init__", lambda *args: pytest.fail("learned for nothing"))
     options = {"criterion": "gates", "evaluation": SMALL}
-    assert peers.magnitude(trained, digits.example, [Budget("macs", 0.5)], digits, **options).reward > 0
+    more = {"epochs": 1, "batch_size": 64, "progress": False}
+    assert peers.hfp(trained, digits.example, [Budget("macs", 0.5)], digits, **more, **options).reward > 0
 
 
 def test_bad_input_is_one_sentence(trained, digits):

@@ -406,3 +406,40 @@ def test_bad_input_is_told_in_a_sentence(network, example, words):
         trace(network, example)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def scaled(by):
+    """A network whose code multiplies what its first layer makes by something made of some of it."""
+    layers = {"a": nn.Conv2d(3, 32, 3, padding=1), "norm": nn.BatchNorm2d(32), "b": nn.Conv2d(32, 8, 3)}
+    return Small(lambda n, x: n.head(pooled(n.b(by(n.norm(n.a(x)).relu())))), **layers, head=nn.Linear(8, 10)).eval()
+
+
+@pytest.mark.parametrize("channel", [0, 3, 17])
+def test_code_that_needs_a_certain_filter_keeps_its_group(channel):
+    def by(y):
+        return y * y.index_select(1, torch.tensor([channel])).sigmoid()
+
+    groups = trace(scaled(by), IMAGES)
+    assert [group.name for group in groups] == ["b"]
+    assert groups.skipped[0][0] == "a"
+
+
+@pytest.mark.parametrize(
+    "by", [lambda y: y * y[:, 3:4].sigmoid(), lambda y: y + torch.cat([y[:, 1:], y[:, :1]], 1)], ids=["gate", "shift"]
+)
+def test_code_that_moves_filters_on_and_adds_them_up_has_an_end(by):
+    groups = trace(scaled(by), IMAGES)
+    assert [group.name for group in groups] == ["b"]
+    assert groups.skipped[0][0] == "a"
+
+
+def test_code_that_squeezes_a_width_of_one_keeps_its_group():
+    network = Small(
+        lambda n, x: n.head(n.b(n.a(x).relu()).mean((2, 3), keepdim=True).squeeze()),
+        a=nn.Conv2d(3, 8, 3),
+        b=nn.Conv2d(8, 16, 3),
+        head=nn.Linear(16, 10),
+    ).eval()
+    groups = trace(network, IMAGES)
+    assert [group.name for group in groups] == ["a"]
+    assert "fails" in dict(groups.skipped)["b"]

@@ -56,6 +56,25 @@ def test_taylor_is_the_derivative_with_respect_to_a_gate():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_taylor_of_a_linear_layer_on_tokens_is_that_of_its_features():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.made, self.read, self.head = nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(F.gelu(self.read(F.gelu(self.made(x.flatten(2).mT)))).mean(1))
+
+    network = Tokens().eval()
+    with torch.no_grad():
+        network.made.weight[2], network.made.bias[2], network.read.weight[:, 2] = 0, 0, 0  # a filter that does nothing
+    value = scores(network, trace(network, EXAMPLE), "taylor", sample(), relative=False)[0]
+    assert value.shape == (6,)
+    assert value[2] == 0
+    assert value.count_nonzero() == 5
+
+
 def test_taylor_leaves_gradients_and_frozen_weights_alone():
     network = Gated().requires_grad_(False)
     network.last.weight.grad = torch.full((3, 4), 7.0)

@@ -49,6 +49,20 @@ def test_a_loader_gives_its_first_images():
     assert {i.numpy().tobytes() for i in whole.contiguous()} == {i.numpy().tobytes() for i in images}
 
 
+def test_a_loader_class_by_class_is_refused_where_classes_would_be_missed():
+    images, labels = pair()
+    loader = DataLoader(TensorDataset(images, labels.sort().values), batch_size=8)
+    with pytest.raises(InputError, match="first 16 the last ones are of class 1: shuffle it"):
+        from_loader(loader, most=16)
+    assert from_loader(loader, most=40).classes == 4  # all are seen
+
+
+def test_images_that_numpy_does_not_know():
+    images, labels = pair()
+    own = dataset_of((images.bfloat16().requires_grad_(), labels), EXAMPLE)
+    assert own.train.images.dtype == torch.float32
+
+
 def test_an_image_folder_with_a_class_per_subfolder(tmp_path):
     for label, name in enumerate(["cat", "dog"]):
         (tmp_path / name).mkdir()

@@ -12,6 +12,7 @@ from torch import nn
 
 from rlprune import Budget, costs, networks, peers
 from rlprune.errors import InputError
+from rlprune.groups import trace
 from rlprune.peers import paper
 from rlprune.peers.paper import COARSE, FINE, PublishedEnv, Schedule
 
@@ -145,3 +146,11 @@ def test_bad_input_is_named(trained, digits):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.Linear(16, 10))
     with pytest.raises(InputError, match="no filter to prune"):
         peers.paper_coarse(flat, digits.example, [Budget("parameters", 0.5)], digits)
+
+
+def test_filters_that_a_grouped_convolution_ties_have_the_mean_of_their_scores():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(8, 10)).eval()
+    group = next(iter(trace(network, torch.zeros(1, 3, 5, 5))))
+    assert group.size == 4
+    action = np.arange(8.0)
+    assert paper._of_filters(group, action).tolist() == [0.5, 2.5, 4.5, 6.5]

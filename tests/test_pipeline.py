@@ -346,6 +346,16 @@ def alive_still(process):
         ("experiments", "search", {"episode": 3}, "Unknown search parameter 'episode'"),
         ("experiments", "seeds", [7], r"is trained with \[0, 1\] only"),
         ("experiments", "seed", 0, "unknown key 'seed'"),
+        ("experiments", "seeds", [0, 0], "names something twice"),
+        ("experiments", "methods", [], "must be a list of names"),
+        ("experiments", "search", None, "must map names to values, not None"),
+        ("experiments", "search", {"criterion": "mag"}, "Unknown criterion 'mag'"),
+        ("experiments", "search", {"fit_budget": "x"}, "Unknown fit_budget 'x'"),
+        ("experiments", "search", {"episodes": 0}, "must be a whole number of at least 1, not 0"),
+        ("experiments", "search", {"evaluation": {"image": 3}}, "Unknown option of the evaluator 'image'"),
+        ("experiments", "search", {"agent": {"lr": 1}}, "Unknown option of the agent 'lr'"),
+        ("baselines", "training", {"epochs": "x"}, "epochs must be a whole number, not 'x'"),
+        ("suites", "finetune", None, "must map names to values, not None"),
     ],
 )
 def test_bad_entry_is_one_sentence_before_any_work(tmp_path, group, key, value, fault):

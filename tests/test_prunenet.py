@@ -39,7 +39,7 @@ def mixed():
             self.first = nn.Sequential(nn.Conv2d(3, 6, 3, 4), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
             self.deep = nn.Sequential(nn.Conv2d(6, 6, 3, 2, groups=6), nn.Conv2d(6, 5, 1))
             self.side = nn.Conv2d(6, 5, 3, 2, bias=False)
-            self.head = nn.Sequential(nn.Flatten(), nn.Linear(45, 7), nn.ReLU(), nn.Linear(7, 4))
+            self.head = nn.Sequential(nn.Flatten(), nn.Linear(45, 7), nn.ReLU(), nn.Linear(7, 10))
 
         def forward(self, x):
             x = self.first(x)

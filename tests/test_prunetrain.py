@@ -15,9 +15,10 @@ import rlprune
 from rlprune import Budget, networks
 from rlprune.costs import macs, parameters
 from rlprune.errors import InputError
+from rlprune.groups import remaining
 from rlprune.peers.judged import judged
 from rlprune.peers.lasso import Lasso
-from rlprune.peers.prunetrain import _Run, activations, fresh, prunetrain, remaining
+from rlprune.peers.prunetrain import _Run, activations, fresh, prunetrain
 from rlprune.training import Training
 
 SMALL = {"images": 150, "recalibration": 150}
@@ -43,6 +44,7 @@ class Bar:
     """In place of tqdm's."""
 
     n = total = 0
+    disable = True
 
     def update(self):
         self.n += 1
@@ -164,6 +166,17 @@ def test_a_step_takes_as_much_off_every_norm_down_to_exactly_zero(digits_example
     assert torch.allclose(lasso.norms(), expected, atol=1e-5)
     assert (network[0].weight[expected == 0] == 0).all()
     assert torch.equal(network[0].bias, bias)
+
+
+def test_a_weight_between_two_filters_takes_the_factors_of_both(digits_example):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 10)
+    network = nn.Sequential(*layers[:2], nn.AdaptiveAvgPool2d(1), nn.Flatten(), layers[2]).eval()
+    lasso, between = Lasso(network, rlprune.trace(network, digits_example), [1, 1]), layers[1].weight.clone()
+    norms, step = lasso.norms().split([6, 5]), 0.1
+    reads, makes = ((1 - step / norm).clamp_min(0).index_fill(0, norm.argmax(), 1) for norm in norms)
+    lasso.shrink(step)
+    assert torch.allclose(layers[1].weight, between * makes[:, None, None, None] * reads[:, None, None], atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The search: within budget, alive from the start, repeatable, resumable after SIGKILL; results that last."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -130,6 +131,42 @@ def test_finetuning_is_part_of_the_call_if_asked_for(trained, digits, found):
     tuned = search(trained, digits, episodes=5, finetune=Training(epochs=3, batch_size=64, learning_rate=0.05))
     before = accuracy(found.network, digits, digits.validation)
     assert accuracy(tuned.network, digits, digits.validation) > before
+
+
+def test_a_network_that_finetuning_brings_over_budget_is_returned_as_it_was_before(trained, digits):
+    def nonzero(network, example_input):  # what depends on the weights' values
+        last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
+        return costs.parameters(network, example_input) * (1 if last.weight.abs().max() > 1e-3 else 0.5)
+
+    with torch.no_grad():
+        dead = copy.deepcopy(trained)
+        [module for module in dead.modules() if isinstance(module, torch.nn.Linear)][-1].weight.mul_(1e-4)
+    budget, schedule = Budget(nonzero, 0.3), Training(epochs=1, batch_size=32, learning_rate=0.3)
+    settings = {"episodes": 10, "evaluation": {**SMALL, "ridge": 0}, "progress": False, "finetune": schedule}
+    with pytest.warns(UserWarning, match="over its limit.*before fine-tuning"):
+        result = prune(dead, digits.example, [budget], digits, **settings)
+    cost = result.costs["nonzero"]
+    assert nonzero(result.network, digits.example) == cost["value"] <= cost["limit"]
+
+
+def test_faults_are_found_before_the_search(trained, digits, monkeypatch):
+    monkeypatch.setattr(Evaluator, "__call__", lambda *args: pytest.fail("searched for nothing"))
+    example, budget = digits.example, Budget("parameters", 0.1)
+    for budgets in (budget, [0.1], ["parameters"]):
+        with pytest.raises(InputError, match="budgets must be a list of Budget"):
+            prune(trained, example, budgets, digits)
+        with pytest.raises(InputError, match="budgets must be a list of Budget"):
+            peers.uniform(trained, example, budgets, digits)
+    with pytest.raises(InputError, match="Unknown option of the evaluator 'imges'"):
+        prune(trained, example, [budget], digits, evaluation={"imges": 3})
+    with pytest.raises(InputError, match="do not fill one batch of 5000"):
+        prune(trained, example, [budget], digits, finetune=Training(batch_size=5000))
+
+
+def test_a_network_of_ones_own_may_call_anything_its_architecture(trained, digits):
+    own = copy.deepcopy(trained)
+    own.architecture = "resnet18"
+    assert peers.uniform(own, digits.example, [Budget("parameters", 0.3)], digits, evaluation=SMALL).architecture == {}
 
 
 def test_filterwise_search_repeats_itself_and_its_network_is_the_one_it_found(trained, digits):

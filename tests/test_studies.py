@@ -324,6 +324,8 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("front", {"points": None}, "lacks 'points'"),
         ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
         ("lean", {"changes": {"odd": {"seed": 3}}}, "Unknown change to PruneTrain 'seed'"),
+        ("lean", {"changes": {"dense": {}}}, "is called 'dense'"),
+        ("schedule", {"changes": {"default": 3}}, "'default' of studies.schedule in params.yaml must map"),
         ("lean", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
     ],
 )

@@ -9,6 +9,8 @@ import torch
 
 from rlprune import files, networks, training
 from rlprune.errors import InputError
+from rlprune.files import weights_hash
+from rlprune.own import from_tensors
 from rlprune.training import Training, accuracy, fit
 
 SCHEDULE = Training(epochs=3, batch_size=16, learning_rate=0.1)
@@ -169,6 +171,23 @@ def test_a_lesson_broken_off_is_not_kept_and_a_broken_one_is_named(digits, train
 def test_bad_schedule(values, fault):
     with pytest.raises(InputError, match=fault):
         Training.of(values)
+
+
+def test_a_warm_up_of_one_step(digits):
+    few = from_tensors(digits.train.images[:80], digits.train.labels[:80], validation=0.2)
+    schedule = training.Training(epochs=1, batch_size=16)  # four steps, a quarter of them to warm up
+    assert len(few.train) == 64
+    assert len(training.fit(networks.build("resnet20"), few, schedule, progress=None)) == 1
+
+
+def test_a_network_that_may_not_change(digits):
+    with pytest.raises(InputError, match="No weight of the network may change"):
+        training.fit(networks.build("resnet20").requires_grad_(False), digits, training.Training(), progress=None)
+
+
+def test_half_precision_weights_have_a_hash():
+    network = networks.build("resnet20")
+    assert weights_hash(network.bfloat16()) != weights_hash(networks.build("resnet20"))
 
 
 def test_too_few_images_for_a_batch(digits):

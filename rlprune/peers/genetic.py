@@ -73,7 +73,8 @@ def genetic(
         example_input: see `rlprune.prune`.
         budgets: see `rlprune.prune`.
         data: needed.
-        images: training images that H is of, and validation images that judge sensitivity.
+        images: training images that H is of. Half of them recover the networks by which sensitivity is judged, on as
+            many validation images as the reward is.
         patches: input patches drawn from them, per layer.
         centred: whether H is of patches less their mean. None: if the network has batch norm.
         tolerance: of sensitivity, above 0 and at most 1.
@@ -107,7 +108,8 @@ def genetic(
     groups, dataset, generator = candidates.groups, evaluator.data, torch.Generator().manual_seed(seed)
     forms = error_forms(network, groups, dataset.normalise(dataset.train.images[:images]), patches, centred, generator)
     recalibration = images // 2 if evaluator.calibration is not None else 0
-    probe = Evaluator(network, groups, dataset, evaluator.measure, images, recalibration, evaluator.ridge)
+    judges = len(evaluator.split)  # fewer, and the luck of one or two images would decide a group's width
+    probe = Evaluator(network, groups, dataset, evaluator.measure, judges, recalibration, evaluator.ridge)
     masks = [torch.ones(group.size, dtype=torch.bool) for group in groups]
     rewards, rows, scores = np.empty((len(groups), len(SHARES))), [], list(candidates.scores)
     evolved = partial(evolve, population=population, generations=generations, generator=generator)

@@ -11,6 +11,8 @@ own. What is filled in here, for a short training from a network that is trained
   filter's slope is 1 over its importance, the first-order change of the loss if it were zero (`rlprune.importance`,
   "taylor"); and it falls with the share of its group that is on: the narrower a group, the more it loses by one more.
 - The threshold is a share of the mean |γ|. A γ that would cross zero stops there.
+- What is off gets no gradient from the loss: the ReLU behind a channel that is 0 everywhere passes none back, so that
+  one straight through γ would come too late as well. Off is final, but for what the end brings back, see below.
 - Filters that leave together have one indicator, on their mean |γ|; each γ gets its gradient in full, for a mean's
   would pull coupled filters more slowly. The best of a group, as many as it must keep, stay on and are not pulled.
 - The penalty's weight grows linearly; its pull alone would meet the targets after a given share (``pace``) of the

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlprune.candidates import Candidates
-from rlprune.costs import Budget
-from rlprune.evaluate import Evaluator
+from rlprune.costs import Budget, check_budgets
+from rlprune.evaluate import Evaluator, options_of
 from rlprune.gates import criterion_of
 from rlprune.groups import trace
 from rlprune.own import OwnData, dataset_of
@@ -27,9 +27,10 @@ def judged(
     evaluation: dict[str, Any] | None = None,
 ) -> tuple[Candidates, Evaluator]:
     """Candidates and evaluator, the same for every method; see `rlprune.prune` for the arguments."""
+    check_budgets(budgets)
     groups = trace(network, example_input, exclude)
     images = dataset_of(data, example_input, seed) if data is not None else None
-    evaluator = Evaluator(network, groups, images, evaluate, **(evaluation or {}))
+    evaluator = Evaluator(network, groups, images, evaluate, **options_of(evaluation))
     chosen = criterion_of(criterion, evaluator.data, seed)
     sample = evaluator.sample
     return Candidates(network, groups, example_input, budgets, chosen, sample, minimum, multiple), evaluator

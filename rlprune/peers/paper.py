@@ -25,6 +25,7 @@ from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.errors import InputError
+from rlprune.groups import FilterGroup
 from rlprune.log import SearchLog
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
@@ -264,8 +265,15 @@ def _decision(candidates: Candidates, env: PublishedEnv, episode: dict[str, Any]
     of_layer = dict(zip(env.layers, episode["actions"], strict=True))
     actions = [of_layer[group.name] for group in candidates.groups]
     widths = candidates.fit(np.array([env.kept(action) for action in actions]), "shrink")
-    scores = [torch.as_tensor(action, dtype=torch.float32) for action in actions] if env.fine else None
+    scores = [_of_filters(*pair) for pair in zip(candidates.groups, actions, strict=True)] if env.fine else None
     return Decision(episode["reward"], widths, scores)
+
+
+def _of_filters(group: FilterGroup, action: np.ndarray) -> Tensor:
+    """A score per filter from one per channel of its layer, (channels,) → (size,): a filter may be several of them."""
+    part = next(part for part in group.slices if part.module == group.name and part.axis == "out")
+    total = np.bincount(part.source, weights=np.asarray(action, dtype=np.float64)[part.index], minlength=group.size)
+    return torch.as_tensor(total / np.bincount(part.source, minlength=group.size), dtype=torch.float32)
 
 
 def _convolutions(network: nn.Module, example: Tensor) -> list[str]:

@@ -34,9 +34,9 @@ from rlprune.data import Dataset
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, outputs, recover
-from rlprune.groups import FilterGroup, Slice
+from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
-from rlprune.networks import build
+from rlprune.networks import architecture_of, build
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.peers.lasso import Lasso
@@ -84,8 +84,9 @@ def prunetrain(
     Returns:
         the trained network. ``history`` has a row an epoch: epoch, loss (of classification), train_accuracy,
         validation_accuracy (percent), strength (λ), lasso (its share of the whole loss, with the norms at the end),
-        filters, parameters, macs of what goes on, training_macs so far (3 · MACs · images: forward, and twice that
-        backward), dense_training_macs (the same for the unpruned network), batch_size, seconds.
+        filters, parameters, macs of what goes on, faded (filters that the lasso alone has taken so far),
+        training_macs so far (3 · MACs · images: forward, and twice that backward), dense_training_macs (the same for
+        the unpruned network), batch_size, seconds.
 
     Raises:
         InputError: no data, values that make no sense, or a module whose weights cannot be made anew.
@@ -131,6 +132,7 @@ class _Run:
         alive: which filters of the unpruned network are left, a keep mask per group.
         batch_size: images a step, now.
         strength: λ.
+        faded: filters that left because nothing read them any more, not for the budgets' sake.
         history: a row per epoch.
     """
 
@@ -144,7 +146,7 @@ class _Run:
         self.alive = [torch.ones(group.size, dtype=torch.bool) for group in self.groups]
         self.batch_size = training.batch_size
         self.history: list[dict[str, float]] = []
-        self.macs = self.dense = 0
+        self.macs = self.dense = self.faded = 0
         self.generator = torch.Generator().manual_seed(seed)
         self.activations = activations(self.network, candidates.example_input)
         self._prepare()
@@ -178,7 +180,12 @@ class _Run:
         row |= {"validation_accuracy": accuracy(self.network, self.data, self.data.validation)}
         row |= {"strength": self.strength, "lasso": penalty / (penalty + rates["loss"]), "filters": sum(kept)}
         row |= {"parameters": self.candidates.predictor.parameters(kept), "macs": self.candidates.predictor.macs(kept)}
-        row |= {"training_macs": self.macs, "dense_training_macs": self.dense, "batch_size": self.batch_size}
+        row |= {
+            "faded": self.faded,
+            "training_macs": self.macs,
+            "dense_training_macs": self.dense,
+            "batch_size": self.batch_size,
+        }
         self.history.append({**row, "seconds": time.perf_counter() - began})
 
     def remove_silent(self, threshold: float) -> None:
@@ -187,6 +194,7 @@ class _Run:
         for reading, least in zip(self.lasso.reading(), self.candidates.least, strict=True):
             width = -(-int((reading >= threshold).sum()) // multiple) * multiple
             keeps += keep_top([reading], [min(max(width, least), len(reading))])
+        self.faded += sum(int((~keep).sum()) for keep in keeps)
         self._remove(keeps)
 
     def enforce(self) -> None:
@@ -250,7 +258,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
     Raises:
         InputError: a module cannot make its weights anew.
     """
-    architecture = getattr(network, "architecture", None)
+    architecture = architecture_of(network)
     made = build(**architecture, seed=seed) if architecture else network
     shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (network, made)]
     if architecture and shapes[0] == shapes[1]:  # a slim network names the architecture that it comes from
@@ -265,24 +273,6 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
             elif next(module.parameters(recurse=False), None) is not None:
                 raise InputError(f"The weights of module {name!r} cannot be made anew: give it reset_parameters().")
     return made.requires_grad_()
-
-
-def remaining(groups: Sequence[FilterGroup], keeps: Sequence[Tensor]) -> list[FilterGroup]:
-    """The groups of ``slim(network, groups, keeps)``, without tracing it."""
-    axes: dict[tuple[str, str], Tensor] = {}  # (module, axis) → which of its places stay
-    for group, keep in zip(groups, keeps, strict=True):
-        for part in group.slices:
-            stays = axes.setdefault((part.module, part.axis), torch.ones(part.length, dtype=torch.bool))
-            stays[part.index] = keep[part.source]
-    result = []
-    for group, keep in zip(groups, keeps, strict=True):
-        parts = []
-        for part in group.slices:
-            stays, ours = axes[part.module, part.axis], keep[part.source]
-            index, source = (stays.cumsum(0) - 1)[part.index[ours]], (keep.cumsum(0) - 1)[part.source[ours]]
-            parts.append(Slice(part.module, part.axis, int(stays.sum()), index, source))
-        result.append(FilterGroup(group.name, int(keep.sum()), tuple(parts)))
-    return result
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,10 +36,11 @@ from tqdm import tqdm
 
 from rlprune.candidates import Candidates
 from rlprune.costs import Budget
-from rlprune.delivery import delivered
+from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, recover
-from rlprune.masking import rebuild, slim
+from rlprune.groups import remaining
+from rlprune.masking import keep_top, rebuild, slim, widths
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.peers.rings import Scales, removable, without_rings
@@ -114,6 +116,7 @@ def smof(
         torch.manual_seed(seed)  # for dropout
         run = _Run(candidates, evaluator, schedule, rings, fading, travel)
         history = run.epochs(torch.Generator().manual_seed(seed), bar)
+        run.enforce()
     seconds = time.perf_counter() - start
     method = "smof" if rings else "smof_filters"
     return delivered(candidates, evaluator, run.network, run.masks, history, seconds, method)
@@ -128,6 +131,7 @@ class _Run:
     Attributes:
         network: what is trained: of full size until the cut, slim from then on.
         masks: what the cut has kept; None before.
+        scores: by which it did, (size,) per group; None before.
     """
 
     def __init__(
@@ -145,6 +149,7 @@ class _Run:
         self.settling, self.taken = steps - self.fading, 0
         self.network = rebuild(candidates.network, {}).requires_grad_(True).to(memory_format=torch.channels_last)
         self.masks: list[Tensor] | None = None
+        self.scores: list[Tensor] | None = None
         self.optimizer = sgd(self.network, schedule)
         self.example = example = candidates.example_input
         self.scales = Scales(self.network, candidates.groups, example, rings)
@@ -224,12 +229,32 @@ class _Run:
         for mean, value in zip(self.means, values, strict=True):
             mean += value / self.fading
         if self.taken == self.fading:
-            whole = self.scales.folded(self.network)
-            self.network, self.masks = self._best(
-                whole, [v + LATE * m for v, m in zip(values, self.means, strict=True)]
-            )
+            scores = [v + LATE * m for v, m in zip(values, self.means, strict=True)]
+            self.network, self.masks = self._best(self.scales.folded(self.network), scores)
+            self.scores = scores[: len(self.masks)]
             self.network.to(memory_format=torch.channels_last)
+            self._recover()
             self.optimizer = sgd(self.network, self.schedule)
+
+    def _recover(self) -> None:
+        """Batch norm's statistics of what a cut has left."""
+        if self.evaluator.calibration is not None:
+            recover(self.network, self.evaluator.calibration)
+
+    def enforce(self) -> None:
+        """Take the weakest filters out of a network that a noisy cost refuses at the end, until it is within budget."""
+        groups = remaining(self.candidates.groups, self.masks)
+        for _ in range(TRIES):
+            if all(cost["value"] <= cost["limit"] for cost in self.candidates.measured(self.network).values()):
+                return
+            kept = np.array(widths(self.masks))
+            fewer = np.minimum(kept, self.candidates.widths(0.93 * kept / self.candidates.sizes))
+            scores = [score[mask] for score, mask in zip(self.scores, self.masks, strict=True)]
+            keeps = keep_top(scores, fewer.tolist())
+            self.network, groups = slim(self.network, groups, keeps), remaining(groups, keeps)
+            for mask, keep in zip(self.masks, keeps, strict=True):
+                mask[mask.clone()] = keep
+            self._recover()
 
     def _best(self, whole: nn.Module, scores: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
         """The slim network within every budget, and its masks, that the lowest threshold leaves."""

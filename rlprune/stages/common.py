@@ -42,6 +42,16 @@ OPTIONAL = {
 }
 
 
+# what maps names to values
+MAPPINGS = {
+    "suites": {"baseline", "search", "finetune"},
+    "baselines": {"training"},
+    "experiments": {"search", "training"},
+    "studies": {"budgets", "training", "changes", "rewards"},
+}
+LISTS = {"baselines": {"seeds": int}, "experiments": {"seeds": int, "methods": str}, "studies": {"seeds": int}}
+
+
 @dataclass(frozen=True)
 class Project:
     """A folder with a params.yaml, and what is in it.
@@ -58,20 +68,29 @@ class Project:
         """One entry of a group, its keys checked.
 
         Raises:
-            InputError: unknown name, or a key that is missing or unknown.
+            InputError: unknown name, a key that is missing or unknown, or a value of the wrong kind.
         """
         entries = self.experiments if group == "experiments" else self.params.get(group) or {}
         one_of({"studies": "study"}.get(group, group[:-1]), name, entries)
         entry = entries[name] or {}
+        if not isinstance(entry, dict):
+            raise InputError(f"{group}.{name} in params.yaml must map names to values, not {entry!r}.")
         missing = sorted(REQUIRED[group] - set(entry))
         unknown = sorted(set(entry) - REQUIRED[group] - OPTIONAL.get(group, set()))
         if missing or unknown:
             fault = f"lacks {missing[0]!r}" if missing else f"has the unknown key {unknown[0]!r}"
             known = ", ".join(sorted(REQUIRED[group] | OPTIONAL.get(group, set())))
             raise InputError(f"{group}.{name} in params.yaml {fault}. Its keys are: {known}.")
-        seeds = entry.get("seeds", [0])
-        if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
-            raise InputError(f"{group}.{name}.seeds in params.yaml must be a list of whole numbers, not {seeds!r}.")
+        for key in sorted(MAPPINGS.get(group, set()) & set(entry)):
+            if not isinstance(entry[key], dict):
+                raise InputError(f"{group}.{name}.{key} in params.yaml must map names to values, not {entry[key]!r}.")
+        for key, kind in LISTS.get(group, {}).items():
+            given = entry[key]
+            if not isinstance(given, list) or not given or not all(isinstance(value, kind) for value in given):
+                what = "whole numbers" if kind is int else "names"
+                raise InputError(f"{group}.{name}.{key} in params.yaml must be a list of {what}, not {given!r}.")
+            if len(set(given)) < len(given):
+                raise InputError(f"{group}.{name}.{key} in params.yaml names something twice: {given!r}.")
         return entry
 
     @property

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from rlprune.data import Dataset
 from rlprune.files import save_weights
-from rlprune.result import load
+from rlprune.result import PruningResult, load
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, budgets, described, project
 from rlprune.stages.jobs import side_by_side
@@ -43,11 +42,13 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         teacher = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
         before = accuracy(teacher, data, data.test)
         for method in entry["methods"]:
-            network, after_pruning, path = _pruned(here, name, method, seed, data)
+            pruned, after_pruning, path = _pruned(here, name, method, seed, data)
+            network = pruned.network
             label = f"fine-tune {name} {method} seed {seed}" if progress else None
             history = fit(network, data, training, seed, teacher, path, label, here.lessons)
             save_weights(network, here.weights(entry["suite"], name, "finetune") / method / f"{seed}.pt")
             outcome[method][str(seed)] = {
+                "widths": pruned.widths,
                 "baseline_accuracy": before,
                 "pruned_accuracy": after_pruning,
                 "accuracy": accuracy(network, data, data.test),
@@ -69,13 +70,12 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     return metrics
 
 
-def _pruned(here: Project, name: str, method: str, seed: int, data: Dataset) -> tuple[nn.Module, float, Path]:
+def _pruned(here: Project, name: str, method: str, seed: int, data: Dataset) -> tuple[PruningResult, float, Path]:
     """What the search left for a method and seed, its test accuracy, and where the checkpoint of its training lies."""
     pruned = load(here.weights(here.entry("experiments", name)["suite"], name, "search") / method / str(seed))
-    network = pruned.network.to(data.device)
-    after_pruning = accuracy(network, data, data.test)
+    after_pruning = accuracy(pruned.network.to(data.device), data, data.test)
     which = fingerprint(schedule(here, name), data.describe(), pruned.widths, after_pruning)
-    return network, after_pruning, here.checkpoint(name, "finetune", method, seed, which)
+    return pruned, after_pruning, here.checkpoint(name, "finetune", method, seed, which)
 
 
 def _ahead(name: str, root: Path, method: str, seed: int) -> None:
@@ -83,6 +83,6 @@ def _ahead(name: str, root: Path, method: str, seed: int) -> None:
     here = project(root)
     entry = here.entry("experiments", name)
     data = dataset_once(root, here.entry("baselines", entry["baseline"])["dataset"])
-    network, _, path = _pruned(here, name, method, seed, data)
+    pruned, _, path = _pruned(here, name, method, seed, data)
     teacher = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
-    fit(network, data, schedule(here, name), seed, teacher, path, None, here.lessons)
+    fit(pruned.network, data, schedule(here, name), seed, teacher, path, None, here.lessons)

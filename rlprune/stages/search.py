@@ -11,11 +11,16 @@ import pandas as pd
 from torch import nn
 
 from rlprune import costs
+from rlprune.agent import PPOOptions
+from rlprune.candidates import FITS, STARTS
 from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.env import ACTIONS
-from rlprune.errors import one_of
+from rlprune.errors import InputError, one_of
+from rlprune.evaluate import options_of
 from rlprune.files import weights_hash
+from rlprune.gates import GATES
+from rlprune.importance import CRITERIA
 from rlprune.peers.blind import evolution, random
 from rlprune.peers.paper import paper_coarse, paper_fine
 from rlprune.peers.ranked import batchnorm, magnitude, taylor
@@ -38,23 +43,54 @@ REFERENCES: dict[str, Method] = {
 # what every method takes, what only the agents do, and what the stage itself sees to
 SHARED = {"criterion", "evaluation", "minimum", "multiple", "exclude"}
 AGENTS = {"fit_budget", "start", "agent", "imagined"}
-GIVEN = {"network", "example_input", "budgets", "data", "seed", "action", "checkpoint", "progress", "options"}
+# values that some of them may have
+KNOWN = {"criterion": [*CRITERIA, GATES], "fit_budget": FITS, "start": STARTS}
+GIVEN = {
+    "network",
+    "groups",
+    "measure",
+    "example_input",
+    "budgets",
+    "data",
+    "seed",
+    "action",
+    "checkpoint",
+    "progress",
+    "options",
+}
 
 
 def settings(here: Project, name: str, others: Mapping[str, Method] = REFERENCES) -> dict[str, Any]:
     """An experiment's search settings: the suite's, with the entry's own changes.
 
-    Under ``options`` they may hold further arguments by method.
+    Under ``options`` they may hold further arguments by method, the entry's added to the suite's.
     """
     entry = here.entry("experiments", name)
-    suite = here.entry("suites", entry["suite"])
-    chosen = {**suite["search"], **entry.get("search", {})}
-    for key in chosen:
+    suite, own = here.entry("suites", entry["suite"])["search"], entry.get("search", {})
+    chosen = {**suite, **own}
+    for key, value in chosen.items():
         one_of("search parameter", key, sorted(SHARED | AGENTS | {"episodes", "options"}))
+        if key in ("evaluation", "agent", "options") and not isinstance(value, dict):
+            raise InputError(f"{key} of experiment {name!r} must map names to values, not {value!r}.")
+    for key, known in KNOWN.items():
+        if chosen.get(key) is not None:
+            one_of(key, chosen[key], known)
+    options_of(chosen.get("evaluation"))
+    for option in chosen.get("agent", {}):
+        one_of("option of the agent", option, list(PPOOptions.__dataclass_fields__))
+    episodes = chosen.get("episodes", 1)
+    if not isinstance(episodes, int) or episodes < 1:
+        raise InputError(f"episodes of experiment {name!r} must be a whole number of at least 1, not {episodes!r}.")
+    if "options" in chosen:
+        both = suite.get("options", {}), own.get("options", {})
+        chosen["options"] = {
+            method: {**(both[0].get(method) or {}), **(both[1].get(method) or {})} for method in both[0] | both[1]
+        }
     for method in [*entry["methods"], *chosen.get("options", {})]:
         one_of("method", method, [*ACTIONS, *others])
     for method, given in chosen.get("options", {}).items():
-        takes = set(inspect.signature(others.get(method, prune)).parameters) - GIVEN
+        takes = set(inspect.signature(others.get(method, prune)).parameters)
+        takes = (takes | SHARED if "options" in takes else takes) - GIVEN
         for key in given:
             one_of(f"option of {method}", key, sorted(takes))
     return chosen
@@ -94,6 +130,7 @@ def searched(
         for method in entry["methods"]:
             finished = _finished(here, name, method, seed, others, network, data, progress)
             result = load(finished)
+            result.network.to(data.device)
             result.save(here.weights(entry["suite"], name, "search") / method / str(seed))
             outcome[method][str(seed)] = {
                 "reward": result.reward,
@@ -200,4 +237,5 @@ def _extras(result: PruningResult, network: nn.Module) -> dict[str, Any]:
     if "dense_training_macs" in result.history:
         last = result.history.iloc[-1]
         extras["training_macs"] = {"value": float(last["training_macs"]), "dense": float(last["dense_training_macs"])}
+        extras["faded"] = int(last["faded"])
     return extras

@@ -73,7 +73,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     rows = pd.DataFrame([row for _, rows in found for row in rows])
     metrics = write_results(here.results("studies", name), data, head, {}, rows)
     for path, _ in found:
-        path.unlink()
+        path.unlink(missing_ok=True)
     return metrics
 
 
@@ -83,6 +83,11 @@ def settings(here: Project, name: str) -> Row:
     one_of("kind of study", entry["kind"], KINDS)
     for lacking in sorted(OWN[entry["kind"]] - set(entry)):
         raise InputError(f"studies.{name} in params.yaml lacks {lacking!r}, which a study of this kind needs.")
+    for label, change in {**entry.get("changes", {}), **entry.get("rewards", {})}.items():
+        if not isinstance(change, dict):
+            raise InputError(f"{label!r} of studies.{name} in params.yaml must map names to values, not {change!r}.")
+    if entry["kind"] == "prunetrain" and DENSE in entry["changes"]:
+        raise InputError(f"A change of studies.{name} in params.yaml is called {DENSE!r}, as what it is set beside is.")
     _evaluation(here, entry)
     if entry["kind"] in ("reward", "schedule", "prunetrain"):
         for changes in entry["changes"].values() if entry["kind"] == "schedule" else [{}]:
@@ -109,10 +114,11 @@ def _measured(name: str, root: Path, task: Row, progress: bool) -> tuple[Path, l
     entry = here.entry("studies", name)
     data = dataset_once(root, here.entry("baselines", entry["baseline"])["dataset"])
     if entry["kind"] == "prunetrain":
-        network = build(here.entry("baselines", entry["baseline"])["network"], data.classes)
+        network = build(here.entry("baselines", entry["baseline"])["network"], data.classes).to(data.device)
     else:
         network = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
-    which = fingerprint(weights_hash(network), data.describe(), entry, _evaluation(here, entry), task)
+    begun = weights_hash(_left(here, entry, _begins(here, entry, task)).network) if "begin" in entry else None
+    which = fingerprint(weights_hash(network), begun, data.describe(), entry, _evaluation(here, entry), task)
     path = here.checkpoint(name, "study", which).with_suffix(".json")
     if not path.exists():
         write_json(
@@ -200,6 +206,11 @@ def _transfer(here: Project, entry: Row, task: Row, network: nn.Module, data: Da
     return _search(here, entry, task, network, data, progress, begin=begin)
 
 
+def _begins(here: Project, entry: Row, task: Row) -> int:
+    """The seed of the agent that a study begins with: the task's own, or the one whose network a schedule trains."""
+    return task["seed"] if entry["kind"] == "transfer" else here.entry("experiments", entry["begin"])["seeds"][0]
+
+
 def _left(here: Project, entry: Row, seed: int) -> PruningResult:
     """What the layer-wise agent left in the experiment that the study begins with."""
     place = here.entry("experiments", entry["begin"])["suite"], entry["begin"], "search", "layerwise"
@@ -227,8 +238,7 @@ def _search(
 
 def _schedule(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
     """One fine-tuning: its epochs, accuracy and cross-entropy (nats) on validation images, seconds."""
-    first = here.entry("experiments", entry["begin"])["seeds"][0]
-    slim = _left(here, entry, first).network.to(data.device)
+    slim = _left(here, entry, _begins(here, entry, task)).network.to(data.device)
     training = Training.of({**entry["training"], **entry["changes"][task["schedule"]]})
     label = f"{task['schedule']}, seed {task['seed']}" if progress else None
     history = fit(slim, data, training, task["seed"], network, progress=label, lessons=here.lessons)
