@@ -41,7 +41,10 @@ def parameters(network: nn.Module, example_input: Tensor) -> float:
 
 
 def macs(network: nn.Module, example_input: Tensor) -> float:
-    """Multiply–accumulates of all convolution and linear modules for one image."""
+    """Multiply–accumulates of all convolution and linear modules for one image.
+
+    What an `nn.MultiheadAttention` multiplies without calling one is not counted.
+    """
     return float(sum(count * module.weight.numel() for module, count in uses(network, example_input).items()))
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from rlprune.errors import InputError, one_of
 from rlprune.groups import FilterGroup, Slice
-from rlprune.training import suitable_batch
+from rlprune.training import evaluating, suitable_batch
 
 CRITERIA = ["magnitude", "batchnorm", "taylor"]
 FEATURES = ["magnitude", "batchnorm", "taylor", "outgoing", "distinct"]
@@ -183,28 +183,27 @@ def _taylor(network: nn.Module, images: Tensor, labels: Tensor) -> dict[tuple[st
 
     layers = (_NORM, nn.modules.conv._ConvNd, nn.Linear)
     hooks = [module.register_forward_hook(gate) for module in names if isinstance(module, layers)]
-    training, step = network.training, suitable_batch(images)
-    network.eval()
+    step = suitable_batch(images)
     totals: dict[nn.Module, Tensor] = {}
-    try:
-        for start in range(0, len(images), step):
-            made.clear()
-            with torch.enable_grad():  # of activations only: the weights' own gradients stay as they are
-                logits = network(images[start : start + step].detach().requires_grad_())
-                loss = F.cross_entropy(logits, labels[start : start + step], reduction="sum")
-                outputs = [output for _, output, _ in made.values()]
-                gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
-            for (module, output, _), gradient in zip(made.values(), gradients, strict=True):
-                if gradient is not None:
-                    change = (output * gradient).detach().float()
-                    if isinstance(module, nn.Linear):  # (N, …, features): its filters are last
-                        change = change.flatten(1, -2).sum(1) if change.ndim > 2 else change
-                    else:
-                        change = change.flatten(2).sum(2) if change.ndim > 2 else change
-                    totals[module] = totals.get(module, 0) + change.square().sum(0).cpu()
-    finally:
-        for hook in hooks:
-            hook.remove()
-        network.train(training)
+    with evaluating(network):
+        try:
+            for start in range(0, len(images), step):
+                made.clear()
+                with torch.enable_grad():  # of activations only: the weights' own gradients stay as they are
+                    logits = network(images[start : start + step].detach().requires_grad_())
+                    loss = F.cross_entropy(logits, labels[start : start + step], reduction="sum")
+                    outputs = [output for _, output, _ in made.values()]
+                    gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
+                for (module, output, _), gradient in zip(made.values(), gradients, strict=True):
+                    if gradient is not None:
+                        change = (output * gradient).detach().float()
+                        if isinstance(module, nn.Linear):  # (N, …, features): its filters are last
+                            change = change.flatten(1, -2).sum(1) if change.ndim > 2 else change
+                        else:
+                            change = change.flatten(2).sum(2) if change.ndim > 2 else change
+                        totals[module] = totals.get(module, 0) + change.square().sum(0).cpu()
+        finally:
+            for hook in hooks:
+                hook.remove()
     scale = {module: (total / len(images)).sqrt() for module, total in totals.items()}
     return {(names[module], axis): value for module, value in scale.items() for axis in ("out", "channels")}

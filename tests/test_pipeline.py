@@ -355,6 +355,7 @@ def alive_still(process):
         ("experiments", "search", {"evaluation": {"image": 3}}, "Unknown option of the evaluator 'image'"),
         ("experiments", "search", {"agent": {"lr": 1}}, "Unknown option of the agent 'lr'"),
         ("baselines", "training", {"epochs": "x"}, "epochs must be a whole number, not 'x'"),
+        ("datasets", "validation", 2, "must lie between 0 and 1, not 2"),
         ("suites", "finetune", None, "must map names to values, not None"),
     ],
 )

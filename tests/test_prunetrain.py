@@ -168,6 +168,37 @@ def test_a_step_takes_as_much_off_every_norm_down_to_exactly_zero(digits_example
     assert torch.equal(network[0].bias, bias)
 
 
+@pytest.mark.parametrize("grow_batch", [False, True])
+def test_a_stopped_training_ends_as_if_never_stopped(grow_batch, trained, digits, tmp_path, monkeypatch):
+    schedule = {**SHORT, "epochs": 4, "batch_size": 32}
+    settings = {"training": schedule, "share": 0.6, "settle": 0.5, "grow_batch": grow_batch, "progress": False}
+
+    def run(checkpoint=None, **changes):
+        return prunetrain(
+            trained, digits.example, [Budget("parameters", 0.3)], digits, checkpoint=checkpoint, **settings, **changes
+        )
+
+    whole, train, path = run(), _Run.train, tmp_path / "state.pt"
+    for stop in (2, 4):  # before and after the budget was enforced
+        monkeypatch.setattr(_Run, "train", lambda self, epoch, bar, stop=stop: stopped(self, epoch, bar, stop, train))
+        with pytest.raises(KeyboardInterrupt):
+            run(path)
+    monkeypatch.setattr(_Run, "train", train)
+    rest = run(path)
+    assert rest.history.drop(columns="seconds").equals(whole.history.drop(columns="seconds"))
+    assert rest.seconds > 0
+    pairs = zip(rest.network.state_dict().values(), whole.network.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    with pytest.raises(InputError, match="belongs to another run"):
+        run(path, seed=1)
+
+
+def stopped(run, epoch, bar, stop, train):
+    if epoch == stop:
+        raise KeyboardInterrupt
+    return train(run, epoch, bar)
+
+
 def test_a_weight_between_two_filters_takes_the_factors_of_both(digits_example):
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 10)

@@ -325,6 +325,8 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
         ("lean", {"changes": {"odd": {"seed": 3}}}, "Unknown change to PruneTrain 'seed'"),
         ("lean", {"changes": {"dense": {}}}, "is called 'dense'"),
+        ("reward", {"budgets": {"params": 0.1}}, "Unknown cost 'params'"),
+        ("front", {"baseline_seed": 7}, "Unknown seed of baseline small 7"),
         ("schedule", {"changes": {"default": 3}}, "'default' of studies.schedule in params.yaml must map"),
         ("lean", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
     ],

@@ -17,8 +17,12 @@ more leaves for good, and a physically smaller, hence cheaper, network trains on
   (`rlprune.evaluate.recover`) and trains on.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +38,7 @@ from rlprune.data import Dataset
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, outputs, recover
+from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
 from rlprune.networks import architecture_of, build
@@ -56,6 +61,7 @@ def prunetrain(
     settle: float = 0.2,
     grow_batch: bool = False,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> PruningResult:
@@ -78,6 +84,8 @@ def prunetrain(
         grow_batch: let the batch grow by as much as an image's activations shrink, by quarters of the first one's
             size, and the learning rate in proportion.
         seed: of weights, shuffling and crops.
+        checkpoint: a file written after every epoch. If it is there, training goes on from it and ends as if never
+            stopped; it is left in place.
         progress: show a bar.
         options: those of `rlprune.peers.judged.judged`.
 
@@ -89,7 +97,8 @@ def prunetrain(
         the unpruned network), batch_size, seconds.
 
     Raises:
-        InputError: no data, values that make no sense, or a module whose weights cannot be made anew.
+        InputError: no data, values that make no sense, a module whose weights cannot be made anew, or a checkpoint that
+            is cut off or of another run.
     """
     training = training if isinstance(training, Training) else Training.of(training or {})
     if data is None:
@@ -109,8 +118,16 @@ def prunetrain(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # of dropout, which has no generator of its own
         run = _Run(candidates, evaluator, training, share, seed)
+        path, which = Path(checkpoint) if checkpoint is not None else None, ""
+        if path is not None:
+            limits = [[budget.name, limit] for budget, limit in zip(budgets, candidates.limits.tolist(), strict=True)]
+            images = [evaluator.data.sha256, evaluator.data.split_seed, len(evaluator.data.train)]
+            given = [limits, images, asdict(training), share, interval, threshold, settle, grow_batch, seed]
+            which = hashlib.sha256(json.dumps([weights_hash(run.network), *given]).encode()).hexdigest()
+            if path.exists():
+                start -= run.restore(read_checkpoint(path, which))
         with tqdm(desc="train", mininterval=1, disable=not progress) as bar:
-            for epoch in range(1, training.epochs + 1):
+            for epoch in range(len(run.history) + 1, training.epochs + 1):
                 began, rates = time.perf_counter(), run.train(epoch, bar)
                 if epoch % interval == 0:
                     run.remove_silent(threshold)
@@ -119,8 +136,14 @@ def prunetrain(
                 run.record(epoch, rates, began)
                 if grow_batch:
                     run.grow()
+                if path is not None:
+                    state = {"run": which, **run.state(), "seconds": time.perf_counter() - start}
+                    write_atomically(path, lambda file, state=state: torch.save(state, file))
     seconds = time.perf_counter() - start
     return delivered(candidates, evaluator, run.network, run.alive, run.history, seconds, "prunetrain")
+
+
+_PLAIN = ("alive", "batch_size", "strength", "history", "macs", "dense", "faded")  # of a run, for its checkpoint
 
 
 class _Run:
@@ -155,6 +178,27 @@ class _Run:
             logits = self.network(images)  # of the first iteration; the statistics of batch norm stay as they were
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=training.label_smoothing)
         self.strength = share / (1 - share) * float(loss) / float(self.lasso.norms().sum())
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        buffers = [self.optimizer.state[p].get("momentum_buffer") for p in self.network.parameters()]
+        random = self.generator.get_state(), torch.get_rng_state()
+        return {**plain, "network": self.network.state_dict(), "momentum": buffers, "random": random}
+
+    def restore(self, state: dict[str, Any]) -> float:
+        """Go on from `state`, on a run that has just begun; returns the seconds that it had taken."""
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        self.network, self.groups = slim(self.network, self.groups, self.alive), remaining(self.groups, self.alive)
+        self.network.load_state_dict(state["network"])
+        self._prepare()
+        for parameter, buffer in zip(self.network.parameters(), state["momentum"], strict=True):
+            if buffer is not None:
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+        self.generator.set_state(state["random"][0])
+        torch.set_rng_state(state["random"][1])
+        return state["seconds"]
 
     def train(self, epoch: int, bar: tqdm) -> dict[str, float]:
         """One epoch as of `rlprune.training.fit`; its loss and accuracy."""

@@ -202,4 +202,7 @@ def device() -> str:
     one_of("RLPRUNE_DEVICE", chosen, ["cpu", "cuda"])
     if chosen == "cuda" and not torch.cuda.is_available():
         raise InputError("RLPRUNE_DEVICE is cuda, but torch sees no GPU: unset it, or install a CUDA build of torch.")
+    if chosen == "cuda":  # whose fastest kernels add up in no fixed order; a few have no other
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return chosen

@@ -213,8 +213,9 @@ def _search(
     # an agent's number of evaluations is that of all searches; one that trains meanwhile has options of its own
     takes = SHARED | (set(inspect.signature(function).parameters) & {"episodes", "start"})
     how = {key: value for key, value in how.items() if key in takes}
-    if "progress" in inspect.signature(function).parameters:
-        how["progress"] = progress
+    for key, value in {"progress": progress, "checkpoint": checkpoint}.items():
+        if key in inspect.signature(function).parameters:
+            how[key] = value
     return function(network, data.example, limits, data, **{**how, **more})
 
 

@@ -89,6 +89,11 @@ def settings(here: Project, name: str) -> Row:
     if entry["kind"] == "prunetrain" and DENSE in entry["changes"]:
         raise InputError(f"A change of studies.{name} in params.yaml is called {DENSE!r}, as what it is set beside is.")
     _evaluation(here, entry)
+    for cost, shares in entry["budgets"].items():
+        for share in shares if isinstance(shares, list) else [shares]:
+            Budget(cost, share)
+    seeds = here.entry("baselines", entry["baseline"])["seeds"]
+    one_of(f"seed of baseline {entry['baseline']}", entry.get("baseline_seed", 0), seeds)
     if entry["kind"] in ("reward", "schedule", "prunetrain"):
         for changes in entry["changes"].values() if entry["kind"] == "schedule" else [{}]:
             Training.of({**entry["training"], **changes})
