@@ -20,8 +20,9 @@ from rlprune.plotting import DOTS, LIMIT, WIDTH, columns_of, curve, finish, iden
 from rlprune.published import published
 from rlprune.tables import limits, load_results, markdown, results_table
 
-__all__ = ["Live", "accuracy_against", "limits", "load_results", "markdown", "results_table", "save"]
-__all__ += ["before_and_after", "search_curves", "search_progress", "training_curves", "widths"]
+__all__ = ["Live", "limits", "load_results", "markdown", "results_table", "save"]
+__all__ += ["accuracy_against", "accuracy_by_method", "before_and_after", "search_curves", "search_progress"]
+__all__ += ["training_curves", "widths"]
 
 FEW = 3  # seeds under which an interval by Student's t says more of t than of them
 TRAINING = (0, (2, 1.5))  # dashes of what is measured on training images
@@ -299,6 +300,37 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
         if reported and cost == "parameters" and any(published(*panel) for panel, _ in panels):
             handles.append(key("Reported elsewhere", "0.25", linestyle="", marker="x", markersize=5))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
+    return figure
+
+
+def accuracy_by_method(table: pd.DataFrame) -> Figure:
+    """Accuracy after fine-tuning, one panel per experiment and one row per method.
+
+    For experiments with one budget, along whose cost there is nothing to see. The dotted line is the unpruned network;
+    error bars are ± one standard deviation over seeds.
+
+    Args:
+        table: of `results_table`.
+    """
+    panels = list(table.groupby("experiment", sort=False))
+    with style():
+        height = 0.8 + sum(0.35 + 0.19 * len(part) for _, part in panels)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        grid = figure.subplots(
+            len(panels), sharex=True, squeeze=False, height_ratios=[0.7 + len(part) for _, part in panels]
+        )
+        for axis, (name, part) in zip(grid.flat, panels, strict=True):
+            part = part.iloc[::-1]
+            axis.axvline(part["accuracy_before"].mean(), color="black", linestyle=":", linewidth=1)
+            for place, row in enumerate(part.itertuples()):
+                colour, marker = method_style(row.method)
+                look = {"color": colour, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
+                axis.errorbar(row.accuracy, place, xerr=row.accuracy_std, capsize=2, markeredgewidth=0.5, **look)
+            axis.set_yticks(range(len(part)), [method_label(method) for method in part["method"]])
+            finish(axis, f"{name}: {network_label(part['network'].iloc[0])}, {part['budget'].iloc[0]}", "")
+        grid.flat[-1].set_xlabel("Accuracy after fine-tuning (%)")
+        handles = [key("Unpruned", "black", linestyle=":", linewidth=1)]
+        figure.legend(handles=handles, loc="outside lower center")
     return figure
 
 

@@ -9,12 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from rlprune.figures import accuracy_against, save, search_curves, search_progress, training_curves, widths
+from rlprune.figures import (
+    accuracy_against,
+    accuracy_by_method,
+    save,
+    search_curves,
+    search_progress,
+    training_curves,
+    widths,
+)
 from rlprune.margins import agents_margins, extras, spreads
 from rlprune.published import EPOCHS, beside
 from rlprune.tables import COUNTED, limits, load_results, page, results_table
 
-_OURS = re.compile(r"(results|margins)\.(csv|md)|(accuracy_against_.+|(curves|progress|widths|training)_.+)\.(png|svg)")
+_OURS = re.compile(
+    r"(results|margins)\.(csv|md)|(accuracy_(against|by)_.+|(curves|progress|widths|training)_.+)\.(png|svg)"
+)
 
 
 def report(
@@ -25,7 +35,8 @@ def report(
     notes: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Write the table and every figure of some experiments: results.csv, results.md, margins.csv and, as PNG and SVG,
-    accuracy_against_<cost>, curves_, progress_ and widths_<experiment>, and training_<baseline>.
+    accuracy_against_<cost>, curves_, progress_ and widths_<experiment>, and training_<baseline>. Where many methods
+    have one budget, accuracy_by_method stands for accuracy_against_parameters.
 
     All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
     Figures of an earlier report go; files that no report writes stay. Curves and progress of an experiment in which
@@ -43,8 +54,13 @@ def report(
     trained = table[table["experiment"].map(epochs) >= EPOCHS]  # not only as far as tells methods apart
     with renewed(folder, _OURS) as partial:
         table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
+        # of many methods at one budget some would hide others
+        piled = table.groupby(["dataset", "network"])["budget"].nunique().max() == 1 and table["method"].nunique() > 3
         for cost in COUNTED:
-            save(accuracy_against(table, cost, reported=len(trained) > 0), partial / f"accuracy_against_{cost}")
+            if cost == "parameters" and piled and not beside(trained):
+                save(accuracy_by_method(table), partial / "accuracy_by_method")
+            else:
+                save(accuracy_against(table, cost, reported=len(trained) > 0), partial / f"accuracy_against_{cost}")
         if len(margins := agents_margins(loaded)):
             margins.round(4).to_csv(partial / "margins.csv", index=False, lineterminator="\n")
         for name, baseline in loaded.baselines.items():

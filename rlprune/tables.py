@@ -192,7 +192,8 @@ def page(
         "and budget. Evaluations and times are per seed.",
         *more,
     ]
-    shown = [(f"accuracy_against_{c}", f"Accuracy after fine-tuning against {cost_label(c)} kept") for c in COUNTED]
+    shown = [("accuracy_by_method", "Accuracy after fine-tuning")]
+    shown += [(f"accuracy_against_{c}", f"Accuracy after fine-tuning against {cost_label(c)} kept") for c in COUNTED]
     for name, search in results.searches.items():
         what = f"{network_label(search.metrics['network'])}, {budget_label(search.metrics['budgets'])}"
         parts = {"curves": "the search", "progress": "best within budget by evaluations", "widths": "filters"}

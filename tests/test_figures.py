@@ -480,6 +480,20 @@ def test_progress_is_the_mean_of_the_best_with_its_confidence_interval():
     assert [text.get_text() for text in figure.legends[0].texts] == ["Layer-wise agent", "Random search"]
 
 
+def test_many_methods_at_one_budget_stand_below_each_other(tmp_path):
+    name = make(tmp_path, methods=("layerwise", "random", "uniform", "taylor"))
+    reports.report("quick", [name], tmp_path / "reports", tmp_path)
+    assert (tmp_path / "reports/accuracy_by_method.png").exists()
+    assert not (tmp_path / "reports/accuracy_against_parameters.png").exists()
+    assert "](accuracy_by_method.png)" in (tmp_path / "reports/results.md").read_text()
+    table = tables.results_table(load(tmp_path, name))
+    (axis,) = figures.accuracy_by_method(table).axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == [labels.method_label(method) for method in table["method"][::-1]]
+    drawn = [line.get_xdata()[0] for line in axis.lines if line.get_marker() not in ("None", "", None, "|")]
+    assert drawn == pytest.approx(table["accuracy"][::-1].tolist())
+
+
 def test_the_progress_of_two_seeds_lies_between_them():
     history = episodes(["layerwise"], (0, 1), ["parameters"], count=6)
     history["best"] = history["seed"] + 10 * history["episode"]
