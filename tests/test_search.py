@@ -243,7 +243,8 @@ def test_own_measure_without_data(trained, digits, capsys):
         prune(trained, digits.example, [Budget("macs", 0.5)])
 
 
-def test_a_noisy_cost_is_measured_again_before_a_network_is_accepted(trained, digits):
+def test_a_noisy_cost_is_measured_again_before_a_network_is_accepted(trained, digits, monkeypatch):
+    monkeypatch.setattr(costs, "PAUSE", 0)
     state = {"calls": 0, "evaluated": 0, "truth": 2.0}  # during the search the cost shows half the truth
 
     def noisy(network, example_input):
