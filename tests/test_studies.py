@@ -53,7 +53,7 @@ TINY = {
             "points": [0.2, 0.3, 0.5],
             "episodes": 40,
         },
-        "transfer": {**COMMON, "kind": "transfer", "budgets": {"macs": 0.3}, "episodes": 10, "begin": "first"},
+        "transfer": {**COMMON, "kind": "transfer", "budgets": {"macs": 0.3}, "episodes": 10, "begin": "small"},
         "ablation": {
             **COMMON,
             "kind": "ablation",
@@ -152,12 +152,21 @@ def test_front_study_spends_equal_evaluations(here):
     assert len(found[found["search"] == "front"]) == 3
 
 
-def test_transfer_study_continues_the_experiments_agent(here):
+def test_transfer_study_continues_an_agent_that_has_learned(here, monkeypatch):
+    begun, prune = [], study.prune
+
+    def seen(*args, begin=None, **more):
+        begun.append(begin)
+        return prune(*args, begin=begin, **more)
+
+    monkeypatch.setattr(study, "prune", seen)
     study.run("transfer", here, progress=False)
     found = rows(here, "transfer")
     first = {search: part["reward"].tolist() for search, part in found.groupby("search")}
     assert len(first["fresh"]) == len(first["continued"]) == 10
     assert first["fresh"] != first["continued"]
+    assert [begin is None for begin in begun] == [True, True, False]
+    assert begun[2].history["reward"].tolist() == first["fresh"]  # of the same baseline, here
 
 
 def test_ablation_study_changes_one_thing_at_a_time(here):
@@ -316,11 +325,11 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("reward", {"candidate": 3}, "unknown key 'candidate'"),
         ("front", {"episodes": 41}, "must divide by its 2 budgets"),
         ("reward", {"suite": "none"}, "Unknown suite 'none'"),
-        ("transfer", {"begin": "second"}, "Unknown experiment 'second'"),
+        ("transfer", {"begin": "second"}, "Unknown baseline 'second'"),
+        ("schedule", {"begin": "second"}, "Unknown experiment 'second'"),
         ("reward", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
         ("schedule", {"changes": {"default": {}, "odd": {"rate": 1}}}, "Unknown training parameter 'rate'"),
         ("schedule", {"begin": None}, "lacks 'begin'"),
-        ("transfer", {"seeds": [0, 1]}, "the seeds \\[0, 1\\], which that experiment lacks"),
         ("front", {"points": None}, "lacks 'points'"),
         ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
         ("lean", {"changes": {"odd": {"seed": 3}}}, "Unknown change to PruneTrain 'seed'"),

@@ -22,7 +22,7 @@ from rlprune.groups import trace
 from rlprune.networks import build
 from rlprune.peers.blind import LEAST
 from rlprune.peers.prunetrain import prunetrain
-from rlprune.result import PruningResult, load
+from rlprune.result import load
 from rlprune.search import EPISODES_PER_UPDATE, prune
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, project
@@ -48,7 +48,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
       less than half or more than twice that before the budget scales them: how is it where a search ends?
     - front: one search for all ``points`` of a cost with ``episodes`` evaluations in all, against a search for each
       of ``budgets`` with its part of those.
-    - transfer: a search that begins with what an agent learned in the experiment ``begin``, against a fresh one.
+    - transfer: a search that begins with what an agent learned in as long a search on the baseline ``begin``, against a
+      fresh one.
     - ablation: searches with ``changes`` to the suite's settings or to the action space, the first of them the default,
       by name. What is each part of the search worth?
     - schedule: the network that the layer-wise agent left in the experiment ``begin``, fine-tuned by ``training`` with
@@ -97,14 +98,13 @@ def settings(here: Project, name: str) -> Row:
     if entry["kind"] in ("reward", "schedule", "prunetrain"):
         for changes in entry["changes"].values() if entry["kind"] == "schedule" else [{}]:
             Training.of({**entry["training"], **changes})
-    if entry["kind"] in ("transfer", "schedule"):
-        first = here.entry("experiments", entry["begin"])
-        wanted = entry["seeds"] if entry["kind"] == "transfer" else first["seeds"][:1]
-        if "layerwise" not in first["methods"] or not set(wanted) <= set(first["seeds"]):
-            raise InputError(
-                f"studies.{name} begins with the layer-wise agents of {entry['begin']!r} and the seeds {wanted}, which "
-                f"that experiment lacks: it has {', '.join(first['methods'])} and the seeds {first['seeds']}."
-            )
+    if entry["kind"] == "transfer":
+        seeds = here.entry("baselines", entry["begin"])["seeds"]
+        one_of(f"seed of baseline {entry['begin']}", entry.get("baseline_seed", 0), seeds)
+    if entry["kind"] == "schedule" and "layerwise" not in here.entry("experiments", entry["begin"])["methods"]:
+        raise InputError(
+            f"studies.{name} begins with what the layer-wise agent leaves in {entry['begin']!r}, which does not run it."
+        )
     if entry["kind"] == "front":
         list(_searches(entry))
     for changes in entry["changes"].values() if entry["kind"] in CHANGED else ():
@@ -122,7 +122,7 @@ def _measured(name: str, root: Path, task: Row, progress: bool) -> tuple[Path, l
         network = build(here.entry("baselines", entry["baseline"])["network"], data.classes).to(data.device)
     else:
         network = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
-    begun = weights_hash(_left(here, entry, _begins(here, entry, task)).network) if "begin" in entry else None
+    begun = weights_hash(_first(here, entry, data)) if "begin" in entry else None
     which = fingerprint(weights_hash(network), begun, data.describe(), entry, _evaluation(here, entry), task)
     path = here.checkpoint(name, "study", which).with_suffix(".json")
     if not path.exists():
@@ -207,19 +207,25 @@ def _beginnings(entry: Row) -> Iterator[Row]:
 
 
 def _transfer(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
-    begin = _left(here, entry, task["seed"]) if task["search"] == "continued" else None
+    begin = None
+    if task["search"] == "continued":
+        first, how = _first(here, entry, data), {"seed": task["seed"], "progress": progress, **_evaluation(here, entry)}
+        begin = prune(first, data.example, _budgets(entry), data, entry["episodes"], **how)
     return _search(here, entry, task, network, data, progress, begin=begin)
 
 
-def _begins(here: Project, entry: Row, task: Row) -> int:
-    """The seed of the agent that a study begins with: the task's own, or the one whose network a schedule trains."""
-    return task["seed"] if entry["kind"] == "transfer" else here.entry("experiments", entry["begin"])["seeds"][0]
+def _first(here: Project, entry: Row, data: Dataset) -> nn.Module:
+    """What a study begins with: the baseline that an agent learns on first, or the network that a schedule trains."""
+    if entry["kind"] == "transfer":
+        return trained(here, entry["begin"], entry.get("baseline_seed", 0), data)
+    return _left(here, entry).to(data.device)
 
 
-def _left(here: Project, entry: Row, seed: int) -> PruningResult:
-    """What the layer-wise agent left in the experiment that the study begins with."""
-    place = here.entry("experiments", entry["begin"])["suite"], entry["begin"], "search", "layerwise"
-    return load(here.weights(*place) / str(seed))
+def _left(here: Project, entry: Row) -> nn.Module:
+    """The network that the layer-wise agent left, with the first seed, in the experiment of a schedule."""
+    first = here.entry("experiments", entry["begin"])
+    place = here.weights(first["suite"], entry["begin"], "search", "layerwise")
+    return load(place / str(first["seeds"][0])).network
 
 
 def _changes(what: str, entry: Row) -> Iterator[Row]:
@@ -243,7 +249,7 @@ def _search(
 
 def _schedule(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
     """One fine-tuning: its epochs, accuracy and cross-entropy (nats) on validation images, seconds."""
-    slim = _left(here, entry, _begins(here, entry, task)).network.to(data.device)
+    slim = _first(here, entry, data)
     training = Training.of({**entry["training"], **entry["changes"][task["schedule"]]})
     label = f"{task['schedule']}, seed {task['seed']}" if progress else None
     history = fit(slim, data, training, task["seed"], network, progress=label, lessons=here.lessons)
