@@ -112,7 +112,8 @@ def options_of(given: dict[str, Any] | None) -> dict[str, Any]:
 
 def _check_classes(network: nn.Module, data: Dataset) -> None:
     """Raise `InputError` unless the network has an output for every label."""
-    classes = outputs(network, data.normalise(data.train.images[:1])).shape[1]
+    few = outputs(network, data.normalise(data.train.images[:2]))  # one alone may be squeezed by the network's code
+    classes = few.shape[-1]
     most = max(int(split.labels.max()) for split in (data.train, data.validation) if len(split))
     if most >= classes:
         raise InputError(f"There is a label {most}, but the network has outputs for 0 to {classes - 1}.")

@@ -71,8 +71,9 @@ def extras(results: Results) -> list[str]:
                 if "training_macs" in run:
                     share = 100 * run["training_macs"]["value"] / run["training_macs"]["dense"]
                     filters = sum(of for _, of in run["widths"].values())
-                    gone = f"; {run.get('faded')} of {filters} filters left before the budget asked"
-                    alone = gone if "faded" in run else ""
+                    alone = ""
+                    if "faded" in run:
+                        alone = f"; {run['faded']} of {filters} filters left before the budget asked"
                     lines.append(
                         f"{who}: {share:.1f} % of the MACs that training the unpruned network for as long takes{alone}."
                     )

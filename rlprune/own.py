@@ -102,7 +102,7 @@ def from_loader(
             raise InputError(f"The data must come in pairs of tensors (images, labels), not as {type(batch).__name__}.")
         if sum(map(len, images)) >= most:
             ahead = torch.cat(labels)[:most]
-            if ahead[0] != ahead[-1] and (ahead.diff() >= 0).all():
+            if ahead.ndim == 1 and (ahead.diff() >= 0).all():
                 raise InputError(
                     f"The loader gives its images class by class, and of its first {most} the last ones are of class "
                     f"{int(ahead[-1])}: shuffle it."

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Training:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             whole = name in ("epochs", "batch_size")
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
                 raise InputError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}.")
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0:
             raise InputError(
@@ -138,7 +139,7 @@ def fit(
         max_lr=training.learning_rate,
         total_steps=steps * training.epochs,
         # a warm-up of exactly one step would make torch divide by zero
-        pct_start=training.warmup * (1 + 1e-6 * (training.warmup * steps * training.epochs == 1)),
+        pct_start=training.warmup * (1 + 1e-6 * (training.warmup * (steps * training.epochs) == 1)),
         anneal_strategy="linear",
         cycle_momentum=False,
         div_factor=10,
@@ -183,12 +184,17 @@ def fit(
     return pd.DataFrame(history)
 
 
-def trainable(network: nn.Module, data: Dataset, training: Training) -> None:
-    """Raise `InputError` if there are too few images for one batch, or if no weight may change."""
+def fillable(data: Dataset, training: Training) -> None:
+    """Raise `InputError` if there are too few images for one batch."""
     if len(data.train) < training.batch_size:
         raise InputError(
             f"{len(data.train)} training images do not fill one batch of {training.batch_size}: lower batch_size."
         )
+
+
+def trainable(network: nn.Module, data: Dataset, training: Training) -> None:
+    """Raise `InputError` if there are too few images for one batch, or if no weight may change."""
+    fillable(data, training)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise InputError("No weight of the network may change: call network.requires_grad_() before it is trained.")
 

@@ -50,6 +50,8 @@ def computed(function, args, kwargs):
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     there = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
     strangers = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere) and tensor.ndim > 0]
+    if "index_put" in name:  # the CPU may say where, not what
+        strangers = [tensor for tensor in strangers if tensor is args[2]]
     if there and strangers and (name not in WELCOME or ("index" in name and not isinstance(args[0], Elsewhere))):
         raise RuntimeError(
             f"{name} is given tensors of two devices: {[tuple(t.shape) for t in strangers]} are the CPU's"

@@ -52,8 +52,9 @@ def test_a_loader_gives_its_first_images():
 def test_a_loader_class_by_class_is_refused_where_classes_would_be_missed():
     images, labels = pair()
     loader = DataLoader(TensorDataset(images, labels.sort().values), batch_size=8)
-    with pytest.raises(InputError, match="first 16 the last ones are of class 1: shuffle it"):
-        from_loader(loader, most=16)
+    for most, last in ((16, 1), (8, 0)):
+        with pytest.raises(InputError, match=f"first {most} the last ones are of class {last}: shuffle it"):
+            from_loader(loader, most=most)
     assert from_loader(loader, most=40).classes == 4  # all are seen
 
 

@@ -17,7 +17,7 @@ from rlprune.errors import InputError
 from rlprune.masking import masked, slim
 from rlprune.networks import build
 from rlprune.peers.rings import Scales, depths, masked_rings, removable, without_rings
-from rlprune.peers.smof import smof
+from rlprune.peers.smof import _Run, smof
 
 SMALL = {"images": 287, "recalibration": 150}
 QUICK = {"epochs": 3, "batch_size": 16, "progress": False, "evaluation": SMALL}
@@ -409,6 +409,28 @@ def test_costs_that_only_measuring_tells(trained, digits, monkeypatch):
     assert all(cost["value"] <= cost["limit"] for cost in result.costs.values())
     assert all(kept % 4 == 0 for kept, _ in result.widths.values())
     assert {"milliseconds", "onnx_bytes"} <= set(result.history.columns)
+
+
+def test_a_network_that_is_over_budget_in_the_end_becomes_smaller(trained, digits, monkeypatch):
+    end, state = _Run.enforce, {"pace": 1.0}
+    monkeypatch.setattr(costs, "PAUSE", 0)
+
+    def milliseconds(network, example_input):
+        return state["pace"] * costs.macs(network, example_input)
+
+    def slower(run):
+        state["pace"], state["kept"] = 1.3, [int(mask.sum()) for mask in run.masks]
+        end(run)
+
+    monkeypatch.setattr(_Run, "enforce", slower)
+    arguments = {"epochs": 1, "batch_size": 32, "progress": False, "evaluation": SMALL}
+    result = smof(trained, digits.example, [Budget(milliseconds, 0.4)], digits, **arguments)
+    assert milliseconds(result.network, digits.example) <= 0.4 * costs.macs(trained, digits.example)
+    kept = [kept for kept, _ in result.widths.values()]
+    assert all(now <= before for now, before in zip(kept, state["kept"], strict=True))
+    assert sum(kept) < sum(state["kept"])
+    with torch.no_grad():
+        assert [len(norm.weight) for norm in result.network.modules() if isinstance(norm, nn.BatchNorm2d)] == kept
 
 
 def test_a_network_within_budget_already_only_learns_on(trained, digits):

@@ -46,7 +46,7 @@ from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.peers.lasso import Lasso
 from rlprune.result import PruningResult
-from rlprune.training import Training, accuracy, half_precision, one_epoch, sgd
+from rlprune.training import Training, accuracy, fillable, half_precision, one_epoch, sgd
 
 
 def prunetrain(
@@ -109,11 +109,7 @@ def prunetrain(
             f"share={share}, settle={settle}, interval={interval}, threshold={threshold}."
         )
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
-    if len(evaluator.data.train) < training.batch_size:
-        raise InputError(
-            f"{len(evaluator.data.train)} training images do not fill one batch of {training.batch_size}: lower "
-            "batch_size."
-        )
+    fillable(evaluator.data, training)
     start, device = time.perf_counter(), evaluator.data.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # of dropout, which has no generator of its own
@@ -123,6 +119,8 @@ def prunetrain(
             limits = [[budget.name, limit] for budget, limit in zip(budgets, candidates.limits.tolist(), strict=True)]
             images = [evaluator.data.sha256, evaluator.data.split_seed, len(evaluator.data.train)]
             given = [limits, images, asdict(training), share, interval, threshold, settle, grow_batch, seed]
+            given += [candidates.least, candidates.multiple, [group.name for group in candidates.groups]]
+            given += [options.get("evaluation")]
             which = hashlib.sha256(json.dumps([weights_hash(run.network), *given]).encode()).hexdigest()
             if path.exists():
                 start -= run.restore(read_checkpoint(path, which))
@@ -143,7 +141,16 @@ def prunetrain(
     return delivered(candidates, evaluator, run.network, run.alive, run.history, seconds, "prunetrain")
 
 
-_PLAIN = ("alive", "batch_size", "strength", "history", "macs", "dense", "faded")  # of a run, for its checkpoint
+_PLAIN = (
+    "alive",
+    "batch_size",
+    "strength",
+    "history",
+    "macs",
+    "dense",
+    "faded",
+    "asked",
+)  # of a run, for its checkpoint
 
 
 class _Run:
@@ -170,6 +177,7 @@ class _Run:
         self.batch_size = training.batch_size
         self.history: list[dict[str, float]] = []
         self.macs = self.dense = self.faded = 0
+        self.asked = False  # whether the budgets have been enforced
         self.generator = torch.Generator().manual_seed(seed)
         self.activations = activations(self.network, candidates.example_input)
         self._prepare()
@@ -183,7 +191,8 @@ class _Run:
         """For a checkpoint."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         buffers = [self.optimizer.state[p].get("momentum_buffer") for p in self.network.parameters()]
-        random = self.generator.get_state(), torch.get_rng_state()
+        random = [self.generator.get_state(), torch.get_rng_state()]
+        random += [torch.cuda.get_rng_state()] if self.data.device.type == "cuda" else []
         return {**plain, "network": self.network.state_dict(), "momentum": buffers, "random": random}
 
     def restore(self, state: dict[str, Any]) -> float:
@@ -198,6 +207,8 @@ class _Run:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
         self.generator.set_state(state["random"][0])
         torch.set_rng_state(state["random"][1])
+        for of_device in state["random"][2:]:
+            torch.cuda.set_rng_state(of_device)
         return state["seconds"]
 
     def train(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -238,12 +249,12 @@ class _Run:
         for reading, least in zip(self.lasso.reading(), self.candidates.least, strict=True):
             width = -(-int((reading >= threshold).sum()) // multiple) * multiple
             keeps += keep_top([reading], [min(max(width, least), len(reading))])
-        self.faded += sum(int((~keep).sum()) for keep in keeps)
+        self.faded += 0 if self.asked else sum(int((~keep).sum()) for keep in keeps)
         self._remove(keeps)
 
     def enforce(self) -> None:
         """Bring the network within every budget; what is cut then recovers."""
-        candidates, evaluator, target = self.candidates, self.evaluator, None
+        candidates, evaluator, target, self.asked = self.candidates, self.evaluator, None, True
         for attempt in range(TRIES + 2):  # the second and further ones for a cost that is noisy
             costs = candidates.measured(self.network).values()
             if all(cost["value"] <= cost["limit"] for cost in costs):

@@ -244,11 +244,12 @@ class _Run:
     def enforce(self) -> None:
         """Take the weakest filters out of a network that a noisy cost refuses at the end, until it is within budget."""
         groups = remaining(self.candidates.groups, self.masks)
-        for _ in range(TRIES):
+        for attempt in range(TRIES + 1):
             if all(cost["value"] <= cost["limit"] for cost in self.candidates.measured(self.network).values()):
                 return
             kept = np.array(widths(self.masks))
-            fewer = np.minimum(kept, self.candidates.widths(0.93 * kept / self.candidates.sizes))
+            fewer = self.candidates.widths(0.93 * kept / self.candidates.sizes)
+            fewer = np.minimum(kept, fewer if attempt < TRIES else self.candidates.anchor)
             scores = [score[mask] for score, mask in zip(self.scores, self.masks, strict=True)]
             keeps = keep_top(scores, fewer.tolist())
             self.network, groups = slim(self.network, groups, keeps), remaining(groups, keeps)

@@ -99,8 +99,13 @@ def settings(here: Project, name: str) -> Row:
         for changes in entry["changes"].values() if entry["kind"] == "schedule" else [{}]:
             Training.of({**entry["training"], **changes})
     if entry["kind"] == "transfer":
-        seeds = here.entry("baselines", entry["begin"])["seeds"]
-        one_of(f"seed of baseline {entry['begin']}", entry.get("baseline_seed", 0), seeds)
+        first, then = (here.entry("baselines", entry[key]) for key in ("begin", "baseline"))
+        one_of(f"seed of baseline {entry['begin']}", entry.get("baseline_seed", 0), first["seeds"])
+        if first["dataset"] != then["dataset"]:
+            raise InputError(
+                f"studies.{name} in params.yaml goes from {first['dataset']} to {then['dataset']}: name two baselines "
+                "of one dataset."
+            )
     if entry["kind"] == "schedule" and "layerwise" not in here.entry("experiments", entry["begin"])["methods"]:
         raise InputError(
             f"studies.{name} begins with what the layer-wise agent leaves in {entry['begin']!r}, which does not run it."
