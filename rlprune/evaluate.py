@@ -9,6 +9,7 @@ of their filters even that leaves it at chance; then fitting the last linear lay
 again, by least squares, brings it back.
 """
 
+import inspect
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -22,8 +23,6 @@ from rlprune.errors import InputError, finite, one_of
 from rlprune.groups import FilterGroups
 from rlprune.masking import slim
 from rlprune.training import accuracy, evaluating, half_precision, suitable_batch
-
-OPTIONS = ["images", "recalibration", "ridge", "finetune_steps", "finetune_rate", "seed"]
 
 
 @torch.no_grad()
@@ -105,8 +104,9 @@ def outputs(network: nn.Module, images: Tensor) -> Tensor:
 
 def options_of(given: dict[str, Any] | None) -> dict[str, Any]:
     """Options of `Evaluator` by name, an unknown one named."""
+    known = list(inspect.signature(Evaluator).parameters)
     for name in given or {}:
-        one_of("option of the evaluator", name, OPTIONS)
+        one_of("option of the evaluator", name, known[known.index("images") :])
     return given or {}
 
 

@@ -23,7 +23,7 @@ from rlprune.costs import Budget, Cost
 from rlprune.delivery import finish
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError, one_of
-from rlprune.evaluate import Evaluator
+from rlprune.evaluate import Evaluator, options_of
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
@@ -177,7 +177,7 @@ def pareto(
     start = time.perf_counter()
     groups = trace(network, example_input, exclude)
     images = dataset_of(data, example_input, seed) if data is not None else None
-    evaluator = Evaluator(network, groups, images, evaluate, **(evaluation or {}))
+    evaluator = Evaluator(network, groups, images, evaluate, **options_of(evaluation))
     rest = {"criterion": criterion, "sample": evaluator.sample, "minimum": minimum, "multiple": multiple}
     low, high = points[0], points[-1]
     env = FrontEnv(network, example_input, cost, low, high, evaluator, action=action, groups=groups, **rest)

@@ -52,12 +52,13 @@ def report(
     table = results_table(loaded)
     epochs = {name: stage.metrics.get("training", {}).get("epochs", 0) for name, stage in loaded.finetunes.items()}
     trained = table[table["experiment"].map(epochs) >= EPOCHS]  # not only as far as tells methods apart
+    others = beside(trained)
     with renewed(folder, _OURS) as partial:
         table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
         # of many methods at one budget some would hide others
         piled = table.groupby(["dataset", "network"])["budget"].nunique().max() == 1 and table["method"].nunique() > 3
         for cost in COUNTED:
-            if cost == "parameters" and piled and not beside(trained):
+            if cost == "parameters" and piled and not others:
                 save(accuracy_by_method(table), partial / "accuracy_by_method")
             else:
                 save(accuracy_against(table, cost, reported=len(trained) > 0), partial / f"accuracy_against_{cost}")
@@ -70,7 +71,7 @@ def report(
             if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
                 save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
                 save(search_progress(search.history), partial / f"progress_{name}")
-        more = spreads(margins) + extras(loaded) + beside(trained)
+        more = spreads(margins) + extras(loaded) + others
         text = page(loaded, table, {file.name for file in partial.iterdir()}, notes, more)
         (partial / "results.md").write_text(text, encoding="utf-8")
     return table

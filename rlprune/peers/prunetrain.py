@@ -235,12 +235,8 @@ class _Run:
         row |= {"validation_accuracy": accuracy(self.network, self.data, self.data.validation)}
         row |= {"strength": self.strength, "lasso": penalty / (penalty + rates["loss"]), "filters": sum(kept)}
         row |= {"parameters": self.candidates.predictor.parameters(kept), "macs": self.candidates.predictor.macs(kept)}
-        row |= {
-            "faded": self.faded,
-            "training_macs": self.macs,
-            "dense_training_macs": self.dense,
-            "batch_size": self.batch_size,
-        }
+        row |= {"faded": self.faded, "training_macs": self.macs, "dense_training_macs": self.dense}
+        row |= {"batch_size": self.batch_size}
         self.history.append({**row, "seconds": time.perf_counter() - began})
 
     def remove_silent(self, threshold: float) -> None:

@@ -195,7 +195,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def device() -> str:
-    """``$RLPRUNE_DEVICE`` if set, else a GPU if there is one, else the CPU."""
+    """``$RLPRUNE_DEVICE`` if set, else a GPU if there is one, else the CPU; a GPU is made to repeat itself."""
     import torch
 
     chosen = os.environ.get("RLPRUNE_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")

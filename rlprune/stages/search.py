@@ -45,19 +45,7 @@ SHARED = {"criterion", "evaluation", "minimum", "multiple", "exclude"}
 AGENTS = {"fit_budget", "start", "agent", "imagined"}
 # values that some of them may have
 KNOWN = {"criterion": [*CRITERIA, GATES], "fit_budget": FITS, "start": STARTS}
-GIVEN = {
-    "network",
-    "groups",
-    "measure",
-    "example_input",
-    "budgets",
-    "data",
-    "seed",
-    "action",
-    "checkpoint",
-    "progress",
-    "options",
-}
+GIVEN = {"network", "example_input", "budgets", "data", "seed", "action", "checkpoint", "progress", "options"}
 
 
 def settings(here: Project, name: str, others: Mapping[str, Method] = REFERENCES) -> dict[str, Any]:
