@@ -141,16 +141,8 @@ def prunetrain(
     return delivered(candidates, evaluator, run.network, run.alive, run.history, seconds, "prunetrain")
 
 
-_PLAIN = (
-    "alive",
-    "batch_size",
-    "strength",
-    "history",
-    "macs",
-    "dense",
-    "faded",
-    "asked",
-)  # of a run, for its checkpoint
+# of a run, for its checkpoint
+_PLAIN = ("alive", "batch_size", "strength", "history", "macs", "dense", "faded", "asked")
 
 
 class _Run:
