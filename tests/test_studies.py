@@ -153,20 +153,28 @@ def test_front_study_spends_equal_evaluations(here):
 
 
 def test_transfer_study_continues_an_agent_that_has_learned(here, monkeypatch):
-    begun, prune = [], study.prune
+    begun, there, prune = [], [], study.prune
 
-    def seen(*args, begin=None, **more):
+    def killed_at_third(*args, begin=None, checkpoint=None, **more):
         begun.append(begin)
-        return prune(*args, begin=begin, **more)
+        there.append(checkpoint.exists())
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return prune(*args, begin=begin, checkpoint=checkpoint, **more)
 
-    monkeypatch.setattr(study, "prune", seen)
+    monkeypatch.setattr(study, "prune", killed_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        study.run("transfer", here, progress=False)
+    assert [begin is None for begin in begun] == [True, True, False]
     study.run("transfer", here, progress=False)
+    assert there == [False, False, False, True, False]  # what was learned first is not learned again
+    assert not list((here / "checkpoints").iterdir())
     found = rows(here, "transfer")
     first = {search: part["reward"].tolist() for search, part in found.groupby("search")}
     assert len(first["fresh"]) == len(first["continued"]) == 10
     assert first["fresh"] != first["continued"]
-    assert [begin is None for begin in begun] == [True, True, False]
-    assert begun[2].history["reward"].tolist() == first["fresh"]  # of the same baseline, here
+    for begin in (begun[2], begun[4]):
+        assert begin.history["reward"].tolist() == first["fresh"]  # of the same baseline, here
 
 
 def test_ablation_study_changes_one_thing_at_a_time(here):

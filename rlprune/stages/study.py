@@ -58,7 +58,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
       by ``training`` and from scratch: of the baseline only the architecture is used. What does it save, and at what
       price? A budget of 1 leaves all to the lasso.
 
-    A study that was killed goes on with the measurement that it was at; ``$RLPRUNE_JOBS`` are made side by side.
+    A study that was killed goes on in the middle of the measurement that it was at; ``$RLPRUNE_JOBS`` are made side
+    by side.
 
     Returns:
         the metrics written.
@@ -74,7 +75,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     rows = pd.DataFrame([row for _, rows in found for row in rows])
     metrics = write_results(here.results("studies", name), data, head, {}, rows)
     for path, _ in found:
-        path.unlink(missing_ok=True)
+        for left in path.parent.glob(f"{path.stem}.*"):
+            left.unlink()
     return metrics
 
 
@@ -129,11 +131,11 @@ def _measured(name: str, root: Path, task: Row, progress: bool) -> tuple[Path, l
         network = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
     begun = weights_hash(_first(here, entry, data)) if "begin" in entry else None
     which = fingerprint(weights_hash(network), begun, data.describe(), entry, _evaluation(here, entry), task)
-    path = here.checkpoint(name, "study", which).with_suffix(".json")
+    state = here.checkpoint(name, "study", which)
+    path = state.with_suffix(".json")
     if not path.exists():
-        write_json(
-            path, [{**task, **row} for row in KINDS[entry["kind"]][1](here, entry, task, network, data, progress)]
-        )
+        rows = KINDS[entry["kind"]][1](here, entry, task, network, data, state, progress)
+        write_json(path, [{**task, **row} for row in rows])
     return path, read_json(path)
 
 
@@ -147,7 +149,9 @@ def _candidates(entry: Row) -> Iterator[Row]:
     yield from ({"candidate": number} for number in range(entry["candidates"]))
 
 
-def _reward(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+def _reward(
+    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
+) -> list[Row]:
     """One random network: its reward by every option, the seconds that each took, its accuracy after training."""
     groups = trace(network, data.example)
     given = _evaluation(here, entry)
@@ -177,7 +181,7 @@ def _reward(here: Project, entry: Row, task: Row, network: nn.Module, data: Data
         row[f"{label} seconds"] = time.perf_counter() - start
     slim = next(iter(evaluators.values())).candidate(masks)
     label = f"candidate {task['candidate']}" if progress else None
-    history = fit(slim, data, Training.of(entry["training"]), entry["seeds"][0], progress=label)
+    history = fit(slim, data, Training.of(entry["training"]), entry["seeds"][0], checkpoint=state, progress=label)
     return [{**row, "loss": history["loss"].iloc[-1], "accuracy": accuracy(slim, data, data.validation)}]
 
 
@@ -190,10 +194,12 @@ def _searches(entry: Row) -> Iterator[Row]:
         yield from ({"search": "separate", "seed": seed, "budget": 100 * share} for share in shares)
 
 
-def _front(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+def _front(
+    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
+) -> list[Row]:
     """The networks that one search returns: budget and cost in percent of the unpruned network's, reward."""
     ((cost, shares),) = entry["budgets"].items()
-    how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry)}
+    how = {"seed": task["seed"], "checkpoint": state, "progress": progress, **_evaluation(here, entry)}
     if task["search"] == "front":
         # the last evaluations at each point are among those that it is given
         rounds = (entry["episodes"] - LOOKS * len(entry["points"])) // EPISODES_PER_UPDATE
@@ -211,12 +217,16 @@ def _beginnings(entry: Row) -> Iterator[Row]:
         yield {"search": "continued", "seed": seed}
 
 
-def _transfer(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+def _transfer(
+    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
+) -> list[Row]:
     begin = None
     if task["search"] == "continued":
-        first, how = _first(here, entry, data), {"seed": task["seed"], "progress": progress, **_evaluation(here, entry)}
-        begin = prune(first, data.example, _budgets(entry), data, entry["episodes"], **how)
-    return _search(here, entry, task, network, data, progress, begin=begin)
+        how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry)}
+        learned = state.with_suffix(".begin.pt")
+        first = _first(here, entry, data)
+        begin = prune(first, data.example, _budgets(entry), data, entry["episodes"], checkpoint=learned, **how)
+    return _search(here, entry, task, network, data, state, progress, begin=begin)
 
 
 def _first(here: Project, entry: Row, data: Dataset) -> nn.Module:
@@ -239,25 +249,29 @@ def _changes(what: str, entry: Row) -> Iterator[Row]:
         yield from ({what: label, "seed": seed} for label in entry["changes"])
 
 
-def _changed(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
-    return _search(here, entry, task, network, data, progress, **entry["changes"][task["search"]])
+def _changed(
+    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
+) -> list[Row]:
+    return _search(here, entry, task, network, data, state, progress, **entry["changes"][task["search"]])
 
 
 def _search(
-    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool, **changes: Any
+    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool, **changes: Any
 ) -> list[Row]:
     """A row per evaluation: reward, the best so far, and the seconds of the whole search."""
-    how = {"seed": task["seed"], "progress": progress, **_evaluation(here, entry), **changes}
+    how = {"seed": task["seed"], "checkpoint": state, "progress": progress, **_evaluation(here, entry), **changes}
     result = prune(network, data.example, _budgets(entry), data, entry["episodes"], **how)
     return result.history[["episode", "reward", "best"]].assign(seconds=result.seconds).to_dict("records")
 
 
-def _schedule(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+def _schedule(
+    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
+) -> list[Row]:
     """One fine-tuning: its epochs, accuracy and cross-entropy (nats) on validation images, seconds."""
     slim = _first(here, entry, data)
     training = Training.of({**entry["training"], **entry["changes"][task["schedule"]]})
     label = f"{task['schedule']}, seed {task['seed']}" if progress else None
-    history = fit(slim, data, training, task["seed"], network, progress=label, lessons=here.lessons)
+    history = fit(slim, data, training, task["seed"], network, state, progress=label, lessons=here.lessons)
     logits, labels = outputs(slim, data.normalise(data.validation.images)), data.validation.labels
     row = {"epochs": training.epochs, "accuracy": accuracy(slim, data, data.validation)}
     row["cross_entropy"] = F.cross_entropy(logits, labels).item()
@@ -269,18 +283,21 @@ def _trainings(entry: Row) -> Iterator[Row]:
         yield from ({"training": label, "seed": seed} for label in (DENSE, *entry["changes"]))
 
 
-def _trained(here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, progress: bool) -> list[Row]:
+def _trained(
+    here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
+) -> list[Row]:
     """A row per epoch: accuracy, size at its end, and what was spent so far, in percent of the dense network's."""
     training, seed = Training.of(entry["training"]), task["seed"]
     label = f"{task['training']}, seed {seed}" if progress else None
     if task["training"] == DENSE:
         kind = here.entry("baselines", entry["baseline"])["network"]
-        history = fit(build(kind, data.classes, seed), data, training, seed, progress=label)
+        history = fit(build(kind, data.classes, seed), data, training, seed, checkpoint=state, progress=label)
         spent = 100 * history["epoch"] / training.epochs
         history = history.assign(parameters=100.0, macs=100.0, training_macs=spent)
     else:
-        changes = {"seed": seed, "progress": progress, **_evaluation(here, entry), **entry["changes"][task["training"]]}
-        result = prunetrain(network, data.example, _budgets(entry), data, training, **changes)
+        how = {"seed": seed, "checkpoint": state, "progress": progress, **_evaluation(here, entry)}
+        how |= entry["changes"][task["training"]]
+        result = prunetrain(network, data.example, _budgets(entry), data, training, **how)
         history = result.history
         history["seconds"] = history["seconds"].cumsum()
         history["training_macs"] *= 100 / history["dense_training_macs"].iloc[-1]
