@@ -14,7 +14,7 @@ from torch import nn
 import rlprune
 from rlprune import Budget, masking, networks
 from rlprune.errors import InputError
-from rlprune.peers.genetic import errors, evolve, fidelity, genetic
+from rlprune.peers.genetic import ErrorForm, errors, evolve, fidelity, genetic
 
 SMALL = {"images": 100, "generations": 60, "evaluation": {"images": 100, "recalibration": 100}, "progress": False}
 
@@ -56,9 +56,16 @@ def some_masks(size, width, count, seed=0):
     return masking.keep_top(list(torch.rand(count, size, generator=generator)), [width] * count)
 
 
-@pytest.mark.parametrize("centred", [True, False])
+def form_of(changes, normalised):
+    """Of filters that add these to one output, (patches, filters)."""
+    whole = changes.sum(1)
+    parts = (changes.T @ changes)[None] / (whole @ whole), (whole @ changes)[None] / (whole @ whole)
+    return ErrorForm(*parts, normalised)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("kind", ["trained", "resnet", "unusual"])
-def test_the_fitness_is_the_error_where_every_patch_is_seen(kind, centred, request, digits):
+def test_the_fitness_is_the_error_where_every_patch_is_seen(kind, normalised, request, digits):
     network = unusual() if kind == "unusual" else request.getfixturevalue(kind)
     images = digits.normalise(digits.train.images[:30])
     groups = rlprune.trace(network, digits.example)
@@ -66,7 +73,7 @@ def test_the_fitness_is_the_error_where_every_patch_is_seen(kind, centred, reque
     assert kind != "unusual" or owned == {1, 2, 4}
     for group in groups:
         masks = [*some_masks(group.size, group.size // 2, 5), *some_masks(group.size, 1, 2)]
-        fitness, true = fidelity(network, group, masks, images, images, patches=10**6, centred=centred)
+        fitness, true = fidelity(network, group, masks, images, images, patches=10**6, normalised=normalised)
         # the outputs' energy comes in half precision where the machine has it
         torch.testing.assert_close(fitness.double(), true, rtol=0.02, atol=1e-4)
         assert true.min() > 0
@@ -80,12 +87,36 @@ def test_the_fitness_ranks_masks_as_the_error_on_other_images_does(network, digi
         assert spearmanr(fitness, true).statistic >= 0.9, group.name
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 7))
-def test_evolution_finds_the_best_of_all_masks_of_a_tiny_layer(seed, width):
+def test_a_factor_is_no_error_where_batch_norm_makes_it_good(seed, width):
+    generator = torch.Generator().manual_seed(seed)
+    changes = torch.randn(30, 8, generator=generator)
+    masks = torch.stack(some_masks(8, width, 10, seed))
+    best, plain = (errors(form_of(changes, normalised), masks) for normalised in (True, False))
+    assert (best <= plain + 1e-5).all()
+    assert (best > -1e-5).all()
+    twice, first = form_of(changes.repeat(1, 2), True), torch.arange(16) < 8
+    assert errors(twice, torch.stack([first, ~first])).abs().max() < 1e-5  # half of what was, and no different
+    torch.testing.assert_close(errors(form_of(changes.repeat(1, 2), False), first[None]), torch.tensor([0.25]))
+
+
+def test_masks_are_better_than_chance(trained, digits):
+    result = genetic(trained, digits.example, [Budget("parameters", 0.1)], digits, **SMALL, patches=500)
+    groups = rlprune.trace(trained, digits.example)
+    judge = rlprune.Evaluator(trained, groups, digits, **SMALL["evaluation"])
+    widths = [int(mask.sum()) for mask in result.masks]
+    drawn = [some_masks(group.size, width, 20) for group, width in zip(groups, widths, strict=True)]
+    others = [judge(list(masks)) for masks in zip(*drawn, strict=True)]
+    assert result.reward > np.mean(others) + np.std(others)
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10**6), st.integers(1, 7), st.booleans())
+def test_evolution_finds_the_best_of_all_masks_of_a_tiny_layer(seed, width, normalised):
     generator = torch.Generator().manual_seed(seed)
     changes = torch.randn(30, 8, generator=generator) + torch.randn(30, 1, generator=generator)
-    form = changes.T @ changes
+    form = form_of(changes, normalised)
     every = torch.tensor([[place in kept for place in range(8)] for kept in itertools.combinations(range(8), width)])
     mask, spent = evolve(form, width, 10, 200, generator)
     assert mask.sum() == width

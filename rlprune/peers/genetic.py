@@ -10,8 +10,11 @@ Where the paper is silent, or something else serves better:
 
 - A group's error is the mean over all layers that read it, each relative to its own output. So filters that a
   residual sum couples are decided at once.
-- Where there is batch norm, H is of patches less their mean: a constant shift is no error, since the statistics
-  measured again, as on everything returned, make it good. ``centred=False`` gives the H of the paper.
+- Where there is batch norm, neither a shift nor a factor is an error, since the statistics measured again, as on
+  everything returned, make both good: H is of patches less their mean, and of δwᵀ H δw counts what is left after the
+  best factor, which is one less the squared correlation of what a layer computes with what it computed before. By the
+  plain error, evolution keeps the filters that stand for a few classes and loses the rest, at an error far below that
+  of random masks, which only make everything smaller. ``normalised=False`` gives the error of the paper.
 - All H are of the unpruned network, not of the network as pruned so far. So the order of the groups is that of the
   record alone.
 - Sensitivity is the reward lost when a group alone keeps 1/8, 1/4 or 1/2 of its filters, these too chosen by
@@ -25,6 +28,7 @@ Fine-tuning by distillation is the same for all methods and not done here, see `
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -58,7 +62,7 @@ def genetic(
     data: OwnData | None = None,
     images: int = 500,
     patches: int = 2048,
-    centred: bool | None = None,
+    normalised: bool | None = None,
     tolerance: float = 0.5,
     population: int = 64,
     generations: int = 1000,
@@ -76,7 +80,8 @@ def genetic(
         images: training images that H is of. Half of them recover the networks by which sensitivity is judged, on as
             many validation images as the reward is.
         patches: input patches drawn from them, per layer.
-        centred: whether H is of patches less their mean. None: if the network has batch norm.
+        normalised: whether a shift and a factor of what the layers compute are no error. None: if the network has
+            batch norm.
         tolerance: of sensitivity, above 0 and at most 1.
         population: masks that survive a generation; as many are born in it.
         generations: of one evolution, at most.
@@ -102,11 +107,12 @@ def genetic(
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
     if evaluator.data is None:
         raise InputError("Genetic pruning measures what layers read on images: give data.")
-    if centred is None:
-        centred = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    if normalised is None:
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
     clock = start = time.perf_counter()
     groups, dataset, generator = candidates.groups, evaluator.data, torch.Generator().manual_seed(seed)
-    forms = error_forms(network, groups, dataset.normalise(dataset.train.images[:images]), patches, centred, generator)
+    seen = dataset.normalise(dataset.train.images[:images])
+    forms = error_forms(network, groups, seen, patches, normalised, generator)
     recalibration = images // 2 if evaluator.calibration is not None else 0
     judges = len(evaluator.split)  # fewer, and the luck of one or two images would decide a group's width
     probe = Evaluator(network, groups, dataset, evaluator.measure, judges, recalibration, evaluator.ridge)
@@ -128,8 +134,8 @@ def genetic(
             others = [candidates.scores[number], *torch.rand(RANDOM, group.size, generator=generator)]
             error = errors(form, torch.stack([masks[number], *_top(torch.stack(others), width)]))
             # a noisy cost may ask for fewer: then those go first whose loss adds the least error
-            rise = form.diagonal() + 2 * form @ (~masks[number]).float()
-            scores[number] = masks[number] * (1 + rise.argsort(stable=True).argsort(stable=True))
+            without = errors(form, masks[number] & ~torch.eye(group.size, dtype=torch.bool))
+            scores[number] = masks[number] * (1 + without.argsort(stable=True).argsort(stable=True))
             row = {"group": group.name, "filters": group.size, "kept": width, "share": shares[number]}
             row |= {"error": float(error[0]), "criterion_error": float(error[1])}
             row |= {"random_error": float(error[2:].mean()), "generations": spent}
@@ -141,19 +147,41 @@ def genetic(
     return finish(candidates, [decision], evaluator, rows, evaluations, clock - start, "genetic")
 
 
+@dataclass(frozen=True)
+class ErrorForm:
+    """What it takes to tell the error of any mask of one group, float32 on the CPU.
+
+    All is relative to the energy of the reader's output, or to its variance if that is ``normalised``.
+
+    Attributes:
+        products: Q, (readers, size, size): of what filters add to the output, the inner product of each two.
+        shared: the inner product of what each filter adds and the whole output, (readers, size).
+        normalised: see `genetic`.
+    """
+
+    products: Tensor
+    shared: Tensor
+    normalised: bool
+
+    @property
+    def size(self) -> int:
+        """Filters of the group."""
+        return self.products.shape[-1]
+
+
 def evolve(
-    form: Tensor, width: int, population: int, generations: int, generator: torch.Generator
+    form: ErrorForm, width: int, population: int, generations: int, generator: torch.Generator
 ) -> tuple[Tensor, int]:
     """The mask that keeps ``width`` filters with the smallest error found, and how many generations that took.
 
     Args:
-        form: of the error, (size, size), see `error_forms`.
+        form: of the group's error.
         width: 1 to size.
         population: see `genetic`.
         generations: see `genetic`.
         generator: on the CPU; all randomness comes from it.
     """
-    size, spent, idle, least = len(form), 0, 0, float("inf")
+    size, spent, idle, least = form.size, 0, 0, float("inf")
     masks, error = torch.zeros(0, size, dtype=torch.bool), torch.zeros(0)
     children = _top(torch.rand(population, size, generator=generator), width)
     while spent < generations and idle < PATIENCE and (spent == 0 or width < size):
@@ -170,10 +198,19 @@ def evolve(
     return masks[0], spent
 
 
-def errors(form: Tensor, masks: Tensor) -> Tensor:
-    """The fitness, the smaller the better: rᵀ Q r of each mask, (masks, size) → (masks,)."""
-    removed = (~masks).to(form.dtype)
-    return ((removed @ form) * removed).sum(1)
+def errors(form: ErrorForm, masks: Tensor) -> Tensor:
+    """The fitness, the smaller the better: the readers' mean error under each mask, (masks, size) → (masks,)."""
+    removed = (~masks).to(form.products.dtype)
+    energy = ((removed @ form.products) * removed).sum(-1)
+    return _error(energy, form.shared @ removed.T, form.normalised).mean(0)
+
+
+def _error(energy: Tensor, shared: Tensor, normalised: bool) -> Tensor:
+    """The error by the energy of what was removed and what that shares with the whole output, both relative to it."""
+    if not normalised:
+        return energy
+    left = 1 - 2 * shared + energy
+    return 1 - (1 - shared).clamp_min(0) ** 2 / left.clamp_min(1e-6)  # at worst nothing is left
 
 
 @torch.no_grad()
@@ -182,10 +219,10 @@ def error_forms(
     groups: Sequence[FilterGroup],
     images: Tensor,
     patches: int,
-    centred: bool,
+    normalised: bool,
     generator: torch.Generator,
-) -> list[Tensor]:
-    """Per group the matrix Q of the error rᵀ Q r in what its readers compute, (size, size), float32 on the CPU.
+) -> list[ErrorForm]:
+    """Per group what the fitness needs, measured once.
 
     Of filters c and d, Q is Σ (Σ_o w_oc w_od) · mean(x_c x_d) over pairs of kernel positions. H itself, with C·k²
     rows, is never held as a whole. Images are normalised, (N, C, H, W); see `genetic` for the rest.
@@ -203,11 +240,11 @@ def error_forms(
     _run(network, images, seen, look)
     forms = []
     for group, of_group in zip(groups, readers, strict=True):
-        form = torch.zeros(group.size, group.size)
-        for module, places in of_group.items():
-            if seen[module]:  # else it runs in training only
-                form += _form(module, seen[module], places, centred).cpu() / len(of_group)
-        forms.append(form)
+        # a reader that was not seen runs in training only
+        parts = [_form(module, seen[module], places, normalised) for module, places in of_group.items() if seen[module]]
+        parts = parts or [(torch.zeros(group.size, group.size), torch.zeros(group.size))]
+        products, shared = (torch.stack(part).cpu() for part in zip(*parts, strict=True))
+        forms.append(ErrorForm(products, shared, normalised))
     return forms
 
 
@@ -219,7 +256,7 @@ def fidelity(
     images: Tensor,
     held_out: Tensor,
     patches: int = 2048,
-    centred: bool = True,
+    normalised: bool = True,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Fitness and true error of masks; Spearman's correlation of the two says how far the first can be trusted.
@@ -231,33 +268,39 @@ def fidelity(
         images: that the fitness is taken from, normalised, (N, C, H, W).
         held_out: others, on which the group's readers run with and without the removed filters.
         patches: see `genetic`.
-        centred: see `genetic`.
+        normalised: see `genetic`.
         seed: of the patches.
 
     Returns:
         both, (masks,).
     """
-    (form,) = error_forms(network, [group], images, patches, centred, torch.Generator().manual_seed(seed))
+    (form,) = error_forms(network, [group], images, patches, normalised, torch.Generator().manual_seed(seed))
     readers = _readers(network, group)
-    totals: dict[nn.Module, list[Any]] = {}  # per mask, of the change in each output: count, Σ and Σ of squares
+    # per mask, of the change in each output: count, Σ, Σ of squares and of products with the whole
+    totals: dict[nn.Module, list[Any]] = {}
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         axis, total = -1 if isinstance(module, nn.Linear) else 1, totals.setdefault(module, [0] * (1 + len(masks)))
         with torch.autocast(output.device.type, enabled=False):
             whole = module.forward(inputs[0].float())  # a call would end up here again
-            for number, mask in enumerate([None, *masks]):  # None: without all inputs, for the energy of the output
+            made = None
+            for number, mask in enumerate([None, *masks]):  # None: without all inputs, for the whole output
                 less = inputs[0].float().clone()
                 gone = slice(None) if mask is None else readers[module][~mask].flatten()
                 less.movedim(axis, -1)[..., gone] = 0
                 change = (whole - module.forward(less)).movedim(axis, -1).flatten(0, -2).double()
-                total[number] += torch.stack([part.sum(0) for part in (torch.ones_like(change), change, change**2)])
+                made = change if made is None else made
+                sums = [torch.ones_like(change), change, change**2, change * made]
+                total[number] += torch.stack([part.sum(0) for part in sums])
 
     _run(network, held_out, readers, look)
     true = torch.zeros(len(masks), dtype=torch.float64)
     for total in totals.values():
-        count, sums, squares = torch.stack(total).unbind(1)
-        energy = (squares - sums**2 / count if centred else squares).sum(1).cpu()
-        true += energy[1:] / energy[0].clamp_min(1e-12) / len(readers)
+        count, sums, squares, products = torch.stack(total).cpu().unbind(1)
+        if normalised:
+            squares, products = squares - sums**2 / count, products - sums * sums[0] / count
+        energy, shared = (part.sum(1) / squares[0].sum().clamp_min(1e-12) for part in (squares, products))
+        true += _error(energy[1:], shared[1:], normalised) / len(readers)
     return errors(form, torch.stack(list(masks))), true
 
 
@@ -305,8 +348,10 @@ def _sampled(module: nn.Module, x: Tensor, y: Tensor, count: int, generator: tor
     return read.flatten(1, 2).transpose(1, 2), y[image, *corner]
 
 
-def _form(module: nn.Module, seen: list[tuple[Tensor, Tensor]], places: Tensor, centred: bool) -> Tensor:
-    """Q of one reader, relative to its output."""
+def _form(
+    module: nn.Module, seen: list[tuple[Tensor, Tensor]], places: Tensor, normalised: bool
+) -> tuple[Tensor, Tensor]:
+    """Q of one reader, and what each filter's part shares with its output; see `ErrorForm`."""
     x, y = map(torch.cat, zip(*seen, strict=True))
     y = y - module.bias if module.bias is not None else y
     weight, count = module.weight.detach().float()[..., None].flatten(2), getattr(module, "groups", 1)
@@ -315,15 +360,17 @@ def _form(module: nn.Module, seen: list[tuple[Tensor, Tensor]], places: Tensor, 
         weight = (own[:, :, None, None] * weight[:, None]).flatten(1, 2)
     # both (positions or outputs, places per filter and kernel positions, size)
     x, weight = (values[:, places].permute(0, 2, 3, 1).flatten(1, 2) for values in (x, weight))
-    if centred:
+    if normalised:
         x, y = x - x.mean(0), y - y.mean(0)
-    form = x.new_zeros(len(places), len(places))
+    form, shared = x.new_zeros(len(places), len(places)), x.new_zeros(len(places))
     for tap in range(x.shape[1]):  # and those behind it: xᵀx and wᵀw are symmetric
         products = (x[:, tap].T @ x[:, tap:].flatten(1)) * (weight[:, tap].T @ weight[:, tap:].flatten(1))
         products = products.view(len(places), -1, len(places))
         behind = products[:, 1:].sum(1)
         form += products[:, 0] + behind + behind.T
-    return form / y.square().sum().clamp_min(1e-12)
+        shared += ((y.T @ x[:, tap]) * weight[:, tap]).sum(0)
+    energy = y.square().sum().clamp_min(1e-12)
+    return form / energy, shared / energy
 
 
 def _shares(unpruned: float, rewards: np.ndarray, tolerance: float) -> np.ndarray:
