@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rlprune.data import Dataset, Split
@@ -41,6 +42,8 @@ class Training:
         label_smoothing: share of the target spread over all classes.
         distillation: weight of the teacher's output in the loss (0 to 1), where a teacher is given.
         temperature: of the distillation (Hinton et al. 2015).
+        average: decay a step of the exponential moving average of weights and statistics that the network ends with;
+            0 for the weights of the last step.
     """
 
     epochs: int = 14
@@ -52,6 +55,7 @@ class Training:
     label_smoothing: float = 0.1
     distillation: float = 0.0
     temperature: float = 3.0
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -67,6 +71,8 @@ class Training:
             raise InputError(
                 f"distillation must lie in [0, 1] and warmup in (0, 1), not {self.distillation}, {self.warmup}."
             )
+        if not 0 <= self.average < 1:
+            raise InputError(f"average, the decay of a moving average, must lie in [0, 1), not {self.average}.")
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Training":
@@ -123,7 +129,7 @@ def fit(
             (same data, seed and batch size): they take them from there. See `rlprune.lessons`.
 
     Returns:
-        one row an epoch: epoch, loss, train_accuracy and validation_accuracy in
+        one row an epoch: epoch, loss, train_accuracy and validation_accuracy (of the average, if there is one) in
         percent, images_per_second (of the training steps alone), seconds since the start.
 
     Raises:
@@ -145,6 +151,10 @@ def fit(
         div_factor=10,
         final_div_factor=1e3,
     )
+    averaged = None
+    if training.average:
+        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(training.average), use_buffers=True)
+        optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
     history: list[dict[str, float]] = []
     run = _fingerprint(network, data, training, seed)
     path = Path(checkpoint) if checkpoint is not None else None
@@ -153,6 +163,8 @@ def fit(
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"])
         generator.set_state(state["generator"])
         history = state["history"]
     earlier = history[-1]["seconds"] if history else 0.0
@@ -167,7 +179,7 @@ def fit(
             batches = data.augmented(training.batch_size, generator, epoch)
             with taught.epoch(epoch) if taught is not None else contextlib.nullcontext() as answer:
                 row = one_epoch(network, batches, training, optimizer, schedule, answer, bar)
-            row["validation_accuracy"] = accuracy(network, data, data.validation)
+            row["validation_accuracy"] = accuracy(averaged.module if averaged else network, data, data.validation)
             seconds = earlier + time.perf_counter() - start
             history.append({"epoch": epoch, **row, "seconds": seconds})
             if path is not None:
@@ -179,7 +191,11 @@ def fit(
                     "generator": generator.get_state(),
                     "history": history,
                 }
+                if averaged is not None:
+                    state["averaged"] = averaged.state_dict()
                 write_atomically(path, lambda file, state=state: torch.save(state, file))
+    if averaged is not None:
+        network.load_state_dict(averaged.module.state_dict())
     network.eval()
     return pd.DataFrame(history)
 

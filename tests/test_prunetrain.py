@@ -298,6 +298,8 @@ def test_bad_input_is_named(trained, digits):
             pruned(trained, digits, **options)
     with pytest.raises(InputError, match="Unknown training parameter 'epoch'"):
         pruned(trained, digits, training={"epoch": 3})
+    with pytest.raises(InputError, match="which no average can follow: average=0"):
+        pruned(trained, digits, training={**SHORT, "average": 0.9})
     with pytest.raises(InputError, match="do not fill one batch of 5000"):
         pruned(trained, digits, training=Training(batch_size=5000))
 

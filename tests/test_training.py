@@ -45,9 +45,10 @@ def test_same_seed_same_network(digits):
     assert not state_equal(a, c)
 
 
-def test_stopped_run_ends_as_if_never_stopped(digits, tmp_path, monkeypatch):
-    whole, part = small(), small()
-    expected = fit(whole, digits, SCHEDULE, progress=None)
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_stopped_run_ends_as_if_never_stopped(digits, tmp_path, monkeypatch, average):
+    whole, part, schedule = small(), small(), dataclasses.replace(SCHEDULE, average=average)
+    expected = fit(whole, digits, schedule, progress=None)
     path = tmp_path / "run.pt"
     real = training.one_epoch
 
@@ -58,14 +59,40 @@ def test_stopped_run_ends_as_if_never_stopped(digits, tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, "one_epoch", stop_in_second)
     with pytest.raises(KeyboardInterrupt):
-        fit(part, digits, SCHEDULE, checkpoint=path, progress=None)
+        fit(part, digits, schedule, checkpoint=path, progress=None)
     monkeypatch.undo()
     fresh = small(seed=9)  # what it starts from must not matter
-    history = fit(fresh, digits, SCHEDULE, checkpoint=path, progress=None)
+    history = fit(fresh, digits, schedule, checkpoint=path, progress=None)
     assert state_equal(whole, fresh)
     numbers = ["epoch", "loss", "train_accuracy", "validation_accuracy"]
     pd.testing.assert_frame_equal(history[numbers], expected[numbers])
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_the_network_ends_with_the_average_of_its_steps(digits, monkeypatch):
+    last, averaged = small(), small()
+    steps, schedule = [], dataclasses.replace(SCHEDULE, epochs=1, average=0.8)
+    fit(last, digits, dataclasses.replace(schedule, average=0.0), progress=None)
+    sgd = training.sgd
+
+    def watched(network, training):
+        optimizer = sgd(network, training)
+        optimizer.register_step_post_hook(lambda *_: steps.append(networks_state(network)))
+        return optimizer
+
+    def networks_state(network):
+        return {name: tensor.clone() for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
+
+    monkeypatch.setattr(training, "sgd", watched)
+    history = fit(averaged, digits, schedule, progress=None)
+    found, at_last = averaged.state_dict(), last.state_dict()
+    for name, expected in steps[0].items():
+        for state in steps[1:]:
+            expected = 0.8 * expected + 0.2 * state[name]
+        torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(steps[-1][name], at_last[name])  # it learns as it would without
+        assert not torch.equal(found[name], at_last[name])
+    assert history["validation_accuracy"].iloc[-1] == accuracy(averaged, digits, digits.validation)
 
 
 def test_foreign_and_broken_checkpoints_are_one_sentence(digits, tmp_path):
@@ -165,6 +192,7 @@ def test_a_lesson_broken_off_is_not_kept_and_a_broken_one_is_named(digits, train
         ({"epochs": 0}, "at least 1 epoch"),
         ({"learning_rate": -1.0}, "learning rate above 0"),
         ({"distillation": 2.0}, "distillation must lie in"),
+        ({"average": 1.0}, "average, the decay of a moving average, must lie in"),
         ({"epoch": 3}, "Unknown training parameter 'epoch'"),
     ],
 )

@@ -108,6 +108,8 @@ def prunetrain(
             "share must lie in (0, 1), settle in [0, 1), interval be at least 1 and threshold above 0, not "
             f"share={share}, settle={settle}, interval={interval}, threshold={threshold}."
         )
+    if training.average:
+        raise InputError("PruneTrain's network gets smaller while it trains, which no average can follow: average=0.")
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
     fillable(evaluator.data, training)
     start, device = time.perf_counter(), evaluator.data.device
