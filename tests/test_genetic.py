@@ -14,7 +14,8 @@ from torch import nn
 import rlprune
 from rlprune import Budget, masking, networks
 from rlprune.errors import InputError
-from rlprune.peers.genetic import ErrorForm, errors, evolve, fidelity, genetic
+from rlprune.peers.genetic import evolve, genetic
+from rlprune.peers.layer_error import ErrorForm, errors, fidelity
 
 SMALL = {"images": 100, "generations": 60, "evaluation": {"images": 100, "recalibration": 100}, "progress": False}
 
