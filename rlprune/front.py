@@ -31,7 +31,7 @@ from rlprune.importance import CRITERIA
 from rlprune.log import KEPT, SearchLog
 from rlprune.own import OwnData, dataset_of
 from rlprune.result import PruningResult
-from rlprune.search import KNOWN, imagine, options_for
+from rlprune.search import imagine, options_for
 
 BANDS = 4  # of budgets, each with a λ of its own
 LOOKS = 4  # evaluations that each point gets once the agent has learned
@@ -182,7 +182,8 @@ def pareto(
     low, high = points[0], points[-1]
     env = FrontEnv(network, example_input, cost, low, high, evaluator, action=action, groups=groups, **rest)
     ppo = LagrangianPPO(env, [0.0] * BANDS, seed=seed, options=options_for(env, episodes, criterion, agent or {}))
-    log, model, found = SearchLog(env.candidates, episodes + LOOKS * len(points), progress), RewardModel(), []
+    log, model = SearchLog(env.candidates, episodes + LOOKS * len(points), progress), RewardModel(len(groups))
+    found: list[Decision] = []
     practises = bool(imagined) and env.candidates.predicted
     what = [weights_hash(network), budgets[0].name, points, episodes, action, seed, criterion, minimum, multiple]
     run = str([*what, evaluation, imagined, asdict(ppo.options), images.sha256 if images is not None else None])
@@ -208,7 +209,7 @@ def pareto(
         while len(log.rows) < episodes:
             ppo.learn(1)  # a whole update
             take()
-            if practises and len(log.rows) >= KNOWN:
+            if practises and model.ready:
                 imagine(ppo, env, model, imagined)
             if path is not None:
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}

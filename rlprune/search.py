@@ -32,7 +32,6 @@ from rlprune.result import PruningResult
 from rlprune.training import Training, evaluating, fit, trainable
 
 EPISODES_PER_UPDATE = 10
-KNOWN = 20  # evaluations before a model of the reward is worth anything
 
 
 def prune(
@@ -87,7 +86,7 @@ def prune(
         imagined: episodes that the agent plays on a model of the reward after every update, see
             `rlprune.imagination`; 0 for none, and none under budgets that must be measured.
         begin: a result of another search, of the same action space and number of budgets, on any network: the agent
-            begins with what it learned there.
+            begins with what it learned there, model of the reward included.
         finetune: a schedule to train the pruned network with; None leaves it recovered without training. What is said
             of the reward stays that of before; a network that training brings over a budget, whose cost depends on
             the values of weights, is returned as it was before, with a warning.
@@ -132,7 +131,8 @@ def prune(
     )
     if progress:
         print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
-    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=options_for(env, episodes, criterion, agent or {}))
+    options = options_for(env, episodes, criterion, agent or {}, begun=begin is not None)
+    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=options)
     if begin is not None:
         if begin.agent is None:
             raise InputError(f"There is no agent in a result of method {begin.method!r}: begin with prune()'s.")
@@ -140,7 +140,9 @@ def prune(
     rest = [weights_hash(ppo.policy), episodes, seed, criterion, fit_budget, start, minimum, multiple]
     rest += [evaluation, imagined]
     run = _fingerprint(env, images, asdict(ppo.options), rest)
-    log, model = _Log(env, episodes, progress), RewardModel()
+    known = begin.agent.get("model") if begin is not None else None
+    log, model = _Log(env, episodes, progress), RewardModel(len(groups), known)
+    practises = bool(imagined) and env.candidates.predicted
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
         state = read_checkpoint(path, run)
@@ -150,12 +152,14 @@ def prune(
         began -= state["seconds"]
     with log.bar:
         log.take(ppo, model)
+        if practises and model.ready and not log.rows:
+            imagine(ppo, env, model, imagined)
         while len(log.rows) < episodes:
             ppo.learn(1)  # a whole update
             log.take(ppo, model)
             if watch is not None:
                 watch(pd.DataFrame(log.rows), dict(zip(log.names, env.limits.tolist(), strict=True)))
-            if imagined and env.candidates.predicted and KNOWN <= len(log.rows) < episodes:
+            if practises and model.ready and len(log.rows) < episodes:
                 imagine(ppo, env, model, imagined)
             if path is not None:
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
@@ -167,7 +171,7 @@ def prune(
         )
     seconds = time.perf_counter() - began
     result = finish(env.candidates, log.best, evaluator, log.rows, len(log.rows), seconds, action)
-    result.agent = {**ppo.state_dict(), "history": []}
+    result.agent = {**ppo.state_dict(), "history": [], "model": model.state()}
     if finetune is not None:
         _finetuned(result, network, images, finetune, seed, env, progress)
     return result
@@ -211,7 +215,9 @@ def imagine(ppo: LagrangianPPO, env: PruningEnv, model: RewardModel, episodes: i
         env.imagined = None
 
 
-def options_for(env: PruningEnv, episodes: int, criterion: str, given: dict[str, Any]) -> PPOOptions:
+def options_for(
+    env: PruningEnv, episodes: int, criterion: str, given: dict[str, Any], begun: bool = False
+) -> PPOOptions:
     """The agent's options: short episodes and few of them want larger steps than the paper's."""
     shares = [width / size for width, size in zip(env.candidates.uniform(), env.candidates.sizes, strict=True)]
     # filter-wise it begins with the criterion alone: what is more and what is less is to be learned
@@ -227,10 +233,12 @@ def options_for(env: PruningEnv, episodes: int, criterion: str, given: dict[str,
         "initial_action": [sum(shares) / len(shares), *(0.75 if name == criterion else 0.5 for name in names)],
         "multiplier": "pid",
     }
-    if env.start is not None:  # near something good, from which large steps would only lead away
+    # near something good large steps would only lead away: what was learned elsewhere, or what the criterion decides
+    if begun or env.start is not None:
+        own["initial_log_std"] = -2.5 if filterwise else -2.2
+    if env.start is not None:
         own |= {
             "learning_rate": 3e-4 if filterwise else 1e-3,
-            "initial_log_std": -2.5 if filterwise else -2.2,
             "initial_action": [0.5, *(0.9 if name == criterion else 0.5 for name in names)],
         }
     try:

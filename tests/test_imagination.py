@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlprune import Budget, peers, prune
 from rlprune.candidates import FITS
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError
-from rlprune.imagination import RewardModel
+from rlprune.imagination import KNOWN, RewardModel, carried
 
 
 def bowl(point):
@@ -15,7 +17,7 @@ def bowl(point):
 
 
 def fitted(count, seed=0):
-    model, random = RewardModel(), np.random.default_rng(seed)
+    model, random = RewardModel(3), np.random.default_rng(seed)
     for point in random.uniform(-3, 0, (count, 3)):
         model.add(point.tolist(), bowl(point))
     model.fit()
@@ -33,13 +35,13 @@ def test_the_model_predicts_what_it_has_not_seen_and_better_with_more():
 
 
 def test_what_is_unknown_has_a_premium():
-    model = RewardModel()
+    model = RewardModel(1)
     random = np.random.default_rng(0)
     for number in range(30):
         model.add([-0.1 * random.random()], 50 + number % 3)
     model.fit()
     assert model(np.array([-4.0])) > model(np.array([-0.05])) - 1
-    alike = RewardModel()
+    alike = RewardModel(2)
     for _ in range(25):
         alike.add([-1.0, -1.0], 40.0)  # nothing to tell apart
     alike.fit()
@@ -47,11 +49,63 @@ def test_what_is_unknown_has_a_premium():
 
 
 def test_a_restored_model_predicts_the_same():
-    first, second = fitted(30), RewardModel()
+    first, second = fitted(30), RewardModel(3)
     second.restore(first.state())
     second.fit()
     points = np.random.default_rng(1).uniform(-3, 0, (20, 3))
     assert [first(point) for point in points] == [second(point) for point in points]
+
+
+@given(groups=st.integers(1, 12), others=st.integers(1, 12), numbers=st.integers(1, 4), seed=st.integers(0, 99))
+def test_decisions_are_carried_over_to_any_depth(groups, others, numbers, seed):
+    summaries = np.random.default_rng(seed).uniform(-3, 0, (5, groups * numbers))
+    there = carried(summaries, groups, others)
+    assert there.shape == (5, others * numbers)
+    for of_group, over in zip(parts(summaries, groups), parts(there, others), strict=True):
+        low, high = of_group.min(1, keepdims=True) - 1e-9, of_group.max(1, keepdims=True) + 1e-9
+        assert ((low <= over) & (over <= high)).all()
+        if groups > 1 and others > 1:  # first stays first, last stays last
+            assert np.all(np.diff(carried(np.linspace(0, 1, groups)[None], groups, others)) > 0)
+    if groups == others:
+        assert np.allclose(there, summaries)
+    assert np.allclose(carried(np.full((1, groups), -1.5), groups, others), -1.5)
+
+
+def parts(summaries, groups):
+    """One array (N, groups) per number that a group has: its share, then the weights of features."""
+    weights = summaries[:, groups:].reshape(len(summaries), groups, -1)
+    return [summaries[:, :groups], *np.moveaxis(weights, 2, 0)]
+
+
+def test_a_model_begins_with_what_another_network_taught_and_learns_what_is_different():
+    def here(point):  # six groups, half as steep, and the last matters more
+        return 20 + bowl(carried(point[None], 6, 3)[0]) / 2 - 0.4 * point[5] ** 2
+
+    random = np.random.default_rng(2)
+    points = random.uniform(-3, 0, (300, 6))
+    truth = np.array([here(point) for point in points])
+
+    def error(model, count):
+        for point in random.uniform(-3, 0, (count, 6)):
+            model.add(point.tolist(), here(point))
+        model.fit()
+        return np.abs(model.predict(points)[0] - truth).mean()
+
+    begun = RewardModel(6, fitted(60).state())
+    assert begun.ready
+    assert not RewardModel(6).ready
+    begun.fit()
+    before = begun.predict(points)[0]
+    assert np.corrcoef(before, truth)[0, 1] > 0.95  # no evaluation of its own yet
+    # of few it takes the level only
+    assert error(begun, 5) < 0.8 * np.abs(before - truth).mean()
+    assert np.corrcoef(begun.predict(points)[0], before)[0, 1] == pytest.approx(1)
+    assert error(begun, KNOWN) < 0.25 * error(RewardModel(6), KNOWN + 5)
+
+    # what it knows of both goes on to a third
+    again = RewardModel(6, begun.state())
+    again.fit()
+    assert np.allclose(again.predict(points)[0], begun.predict(points)[0])
 
 
 @pytest.mark.parametrize("action", ["layerwise", "filterwise"])
