@@ -264,7 +264,7 @@ class Candidates:
         low, high, best = 0, len(order), self.anchor
         while low <= high:  # filters kept, before every group gets its least
             middle = (low + high) // 2
-            widths = self.widths(np.array([float((rank < middle).float().mean()) for rank in ranks]))
+            widths = self.widths(np.array([float((rank < middle).double().mean()) for rank in ranks]))
             if self.feasible(widths):
                 low, best = middle + 1, widths
             else:

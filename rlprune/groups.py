@@ -214,6 +214,12 @@ def _check_example(network: nn.Module, example_input: Tensor) -> None:
     device = next((parameter.device for parameter in network.parameters()), example_input.device)
     if example_input.device != device:
         raise InputError(f"The example input is on {example_input.device} but the network on {device}: move one.")
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:  # as on Apple's GPUs
+        raise InputError(
+            f"{device} has no float64 numbers ({error}): move the network to the CPU or a CUDA GPU."
+        ) from error
 
 
 def remaining(groups: Sequence[FilterGroup], keeps: Sequence[Tensor]) -> list[FilterGroup]:

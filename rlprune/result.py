@@ -74,6 +74,8 @@ class PruningResult:
         write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
         if self.agent is not None:
             write_atomically(folder / "agent.pt", lambda path: torch.save(self.agent, path))
+        else:
+            (folder / "agent.pt").unlink(missing_ok=True)  # another result's
         return folder
 
     def export_onnx(self, path: str | Path) -> Path:
@@ -165,15 +167,19 @@ def _resize(network: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
     Raises:
         AttributeError, KeyError: the network has no such module or tensor.
     """
+    made: dict[Tensor, Tensor] = {}  # what modules share they share afterwards, too
     for name, layer in layers.items():
         module = network.get_submodule(name)
         if type(module).__name__ != layer["kind"]:
             raise KeyError(name)
         for key, shape in layer["tensors"].items():
             store = module._parameters if key in module._parameters else module._buffers
-            if list(store[key].shape) != shape:
-                values = torch.empty(shape, dtype=store[key].dtype, device=store[key].device)
-                store[key] = nn.Parameter(values) if isinstance(store[key], nn.Parameter) else values
+            tensor = store[key]
+            if tensor in made:
+                store[key] = made[tensor]
+            elif list(tensor.shape) != shape:
+                values = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+                store[key] = made[tensor] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
         for key in _SIZES:
             if key in layer:
                 setattr(module, key, layer[key])

@@ -85,8 +85,8 @@ def prune(
         agent: options of `rlprune.agent.PPOOptions`, over this function's own defaults.
         imagined: episodes that the agent plays on a model of the reward after every update, see
             `rlprune.imagination`; 0 for none, and none under budgets that must be measured.
-        begin: a result of another search, of the same action space and number of budgets, on any network: the agent
-            begins with what it learned there, model of the reward included.
+        begin: a result of another search, of the same action space, ``start`` and number of budgets, on any network:
+            the agent begins with what it learned there, model of the reward included.
         finetune: a schedule to train the pruned network with; None leaves it recovered without training. What is said
             of the reward stays that of before; a network that training brings over a budget, whose cost depends on
             the values of weights, is returned as it was before, with a warning.
@@ -136,9 +136,14 @@ def prune(
     if begin is not None:
         if begin.agent is None:
             raise InputError(f"There is no agent in a result of method {begin.method!r}: begin with prune()'s.")
+        if (before := begin.agent.get("start", start)) != start:
+            raise InputError(
+                f"The agent learned to decide relative to {before!r} widths, and this search starts from {start!r} "
+                f"ones: give start={before!r}."
+            )
         ppo.adopt(begin.agent)
     rest = [weights_hash(ppo.policy), episodes, seed, criterion, fit_budget, start, minimum, multiple]
-    rest += [evaluation, imagined]
+    rest += [evaluation, imagined, [group.name for group in groups]]
     run = _fingerprint(env, images, asdict(ppo.options), rest)
     known = begin.agent.get("model") if begin is not None else None
     log, model = _Log(env, episodes, progress), RewardModel(len(groups), known)
@@ -151,12 +156,13 @@ def prune(
         model.restore(state["model"])
         began -= state["seconds"]
     with log.bar:
-        log.take(ppo, model)
+        log.take(model)
         if practises and model.ready and not log.rows:
             imagine(ppo, env, model, imagined)
         while len(log.rows) < episodes:
+            log.multipliers = ppo.multipliers.tolist()
             ppo.learn(1)  # a whole update
-            log.take(ppo, model)
+            log.take(model)
             if watch is not None:
                 watch(pd.DataFrame(log.rows), dict(zip(log.names, env.limits.tolist(), strict=True)))
             if practises and model.ready and len(log.rows) < episodes:
@@ -171,7 +177,7 @@ def prune(
         )
     seconds = time.perf_counter() - began
     result = finish(env.candidates, log.best, evaluator, log.rows, len(log.rows), seconds, action)
-    result.agent = {**ppo.state_dict(), "history": [], "model": model.state()}
+    result.agent = {**ppo.state_dict(), "history": [], "start": start, "model": model.state()}
     if finetune is not None:
         _finetuned(result, network, images, finetune, seed, env, progress)
     return result
@@ -255,9 +261,9 @@ class _Log(SearchLog):
         super().__init__(env.candidates, episodes, progress)
         self.env = env
         self.taken = 0  # of env.episodes
-        self.multipliers: list[float] = []  # λ under which the next episodes are played
+        self.multipliers: list[float] = []  # λ under which the next episodes are played, to be set before them
 
-    def take(self, agent: LagrangianPPO, model: RewardModel) -> None:
+    def take(self, model: RewardModel) -> None:
         """Add the episodes that have ended since the last call, and tell the model of them."""
         for episode in self.env.episodes[self.taken :]:
             prices = {f"lambda_{name}": x for name, x in zip(self.names, self.multipliers, strict=True)}
@@ -267,7 +273,6 @@ class _Log(SearchLog):
         self.taken = len(self.env.episodes)
         prices = zip(self.names, self.multipliers, strict=False)
         self.show(**{f"λ {name}": f"{price:.3f}" for name, price in prices})
-        self.multipliers = agent.multipliers.tolist()
 
 
 def _fingerprint(env: PruningEnv, data: Dataset | None, options: dict[str, Any], rest: list[Any]) -> str:

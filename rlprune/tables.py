@@ -241,7 +241,8 @@ def _parse(file: Path, remedy: str, parse: Callable[[Path], Any]) -> Any:
 
 
 def _remedy(suite: str, name: str, stage: str) -> str:
-    return f"run `dvc repro {suite}` or `python -m rlprune {stage} {name}`"
+    other = "" if stage == "baseline" else f" (`python -m rlprune peers {name}` if it is a comparison)"
+    return f"run `dvc repro {suite}` or `python -m rlprune {stage} {name}`{other}"
 
 
 def _runs(stage: Stage) -> set[tuple[str, str]]:

@@ -152,6 +152,19 @@ def test_the_wall_keeps_every_episode_within_budget(shares, cost):
     assert env.episodes[-1]["feasible"]
 
 
+def test_a_threshold_keeps_what_is_above_it_to_the_filter():
+    """Of 960 filters and of 480, whose shares float32 cannot hold."""
+    network = nn.Sequential(nn.Conv2d(3, 960, 1), nn.Conv2d(960, 480, 1), nn.Flatten(1), nn.Linear(480, 2))
+    example = torch.zeros(1, 3, 1, 1)
+    random = torch.Generator().manual_seed(0)
+    for share in (0.15, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9):
+        found = Candidates(network, trace(network, example), example, [Budget("parameters", share)])
+        values = [torch.rand(960, generator=random), torch.rand(480, generator=random)]
+        widths = found.thresholded(values)
+        best = torch.cat(values).topk(sum(widths)).indices
+        assert [int((best < 960).sum()), int((best >= 960).sum())] == widths
+
+
 def test_the_wall_is_the_largest_width_that_leaves_enough():
     chosen = candidates(Budget("parameters", 0.15))
     for decided in ([], [3], [3, 2]):

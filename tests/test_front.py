@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from rlprune import Budget, costs, load, pareto, prune
+from rlprune import Budget, costs, data, load, pareto, prune
 from rlprune.errors import InputError
 from rlprune.front import BANDS, LOOKS, FrontEnv
 from rlprune.studies import hypervolume
@@ -75,6 +75,19 @@ def test_same_seed_same_front_and_stopped_ones_go_on(front, trained, digits, tmp
     assert not rows(search(trained, digits, seed=1)).equals(rows(front))
     with pytest.raises(InputError, match="belongs to another run"):
         search(trained, digits, seed=1, checkpoint=path)
+
+
+def test_a_checkpoint_is_of_one_split(trained, digits, tmp_path):
+    def stop(network):
+        if path.exists():
+            raise KeyboardInterrupt
+        return wanted(network)
+
+    path = tmp_path / "front.pt"
+    with pytest.raises(KeyboardInterrupt):
+        search(trained, digits, data=digits, evaluate=stop, checkpoint=path)
+    with pytest.raises(InputError, match="belongs to another run"):
+        search(trained, digits, data=data.load("digits", validation=0.2, seed=1), checkpoint=path)
 
 
 def test_filterwise_and_measured_costs_have_fronts_too(trained, digits, tmp_path):

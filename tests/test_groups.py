@@ -408,6 +408,16 @@ def test_bad_input_is_told_in_a_sentence(network, example, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_device_without_float64_is_refused(monkeypatch):
+    def empty(*size, dtype, device):
+        raise TypeError("no float64 here")
+
+    network = nn.Conv2d(3, 4, 3)
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(InputError, match=r"cpu has no float64 numbers \(no float64 here\): move the network"):
+        trace(network, IMAGES)
+
+
 def scaled(by):
     """A network whose code multiplies what its first layer makes by something made of some of it."""
     layers = {"a": nn.Conv2d(3, 32, 3, padding=1), "norm": nn.BatchNorm2d(32), "b": nn.Conv2d(32, 8, 3)}

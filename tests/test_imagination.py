@@ -1,6 +1,7 @@
 """The model of the reward, and practice on it: a search that needs fewer evaluations."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,6 +161,24 @@ def test_every_way_to_fit_can_be_practised(how, trained, digits):
         arguments["agent"] = {"initial_action": 0.2}
     result = prune(trained, digits.example, [Budget("macs", 0.3)], **arguments)
     assert result.costs["macs"]["share"] <= 0.3
+
+
+def test_multipliers_are_those_of_the_episodes_and_come_back_when_it_goes_on(trained, digits, tmp_path):
+    def stop(history, limits):
+        if len(history) == 40:
+            raise KeyboardInterrupt
+
+    agent = {"initial_action": 0.9, "multiplier": "adam"}  # asks for far too much; "pid" would soon be at 0 again
+    arguments = {"episodes": 40, "evaluate": wanted, "agent": agent, "progress": False}
+    whole = prune(trained, digits.example, [Budget("parameters", 0.3)], **arguments).history
+    arguments["checkpoint"] = tmp_path / "search.pt"
+    with pytest.raises(KeyboardInterrupt):
+        prune(trained, digits.example, [Budget("parameters", 0.3)], watch=stop, **arguments)
+    resumed = prune(trained, digits.example, [Budget("parameters", 0.3)], **arguments).history
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), whole.drop(columns="seconds"))
+    prices = whole["lambda_parameters"].iloc[::10]  # one per update; the last two after practice, which moves them
+    assert prices.iloc[0] == pytest.approx(1)
+    assert (prices.diff().abs()[2:] > prices.diff().abs().iloc[1]).all()
 
 
 def test_measured_budgets_are_searched_without_a_model(trained, digits):

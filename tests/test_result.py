@@ -1,5 +1,6 @@
 """What a search returns: saved without code, loaded without searching, exported."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlprune import Budget, load, networks, peers
+from rlprune import Budget, costs, load, networks, peers
 from rlprune.errors import InputError
 
 SMALL = {"images": 150, "recalibration": 150}
@@ -51,6 +52,34 @@ def test_own_network_needs_its_architecture_to_load(found, trained, tmp_path, im
     with pytest.raises(InputError, match="a pruned network of your own"):
         load(tmp_path)
     assert torch.allclose(load(tmp_path, trained).network(images), found.network(images), atol=1e-6)
+
+
+def test_an_agent_of_another_result_does_not_stay(found, trained, tmp_path):
+    dataclasses.replace(found, agent={"shape": "any"}).save(tmp_path)
+    assert load(tmp_path, trained).agent == {"shape": "any"}
+    found.save(tmp_path)
+    assert load(tmp_path, trained).agent is None
+
+
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 3)
+        self.last, self.twin = torch.nn.Linear(8, 2), torch.nn.Linear(8, 2)
+        self.twin.weight = self.last.weight
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last(x.mean((2, 3))) + self.twin(x.amax((2, 3)))
+
+
+def test_what_modules_share_they_share_when_loaded(tmp_path):
+    example = torch.zeros(1, 3, 8, 8)
+    found = peers.uniform(Tied(), example, [Budget("parameters", 0.6)], evaluate=lambda network: 1.0)
+    found.save(tmp_path)
+    again = load(tmp_path, Tied()).network
+    assert again.twin.weight is again.last.weight
+    assert costs.parameters(again, example) == found.costs["parameters"]["value"]
 
 
 def test_exported_onnx_computes_the_same(found, tmp_path, digits):

@@ -155,8 +155,9 @@ def test_faults_are_found_before_the_search(trained, digits, monkeypatch):
     for budgets in (budget, [0.1], ["parameters"]):
         with pytest.raises(InputError, match="budgets must be a list of Budget"):
             prune(trained, example, budgets, digits)
-        with pytest.raises(InputError, match="budgets must be a list of Budget"):
-            peers.uniform(trained, example, budgets, digits)
+        for method in (peers.uniform, peers.hfp, peers.paper_coarse):
+            with pytest.raises(InputError, match="budgets must be a list of Budget"):
+                method(trained, example, budgets, digits)
     with pytest.raises(InputError, match="Unknown option of the evaluator 'imges'"):
         prune(trained, example, [budget], digits, evaluation={"imges": 3})
     with pytest.raises(InputError, match="do not fill one batch of 5000"):
@@ -194,7 +195,6 @@ def test_an_agent_goes_on_with_what_it_learned_on_another_network(trained, digit
     larger = networks.VGG([64, 64, "M", 64, 64, "M", 64, 64]).eval()
     fresh, taught = search(larger, episodes=20), search(larger, episodes=20, begin=known)
     assert taught.history["reward"].head(10).mean() > fresh.history["reward"].head(10).mean() + 3
-    assert taught.history["lambda_parameters"].iloc[0] == fresh.history["lambda_parameters"].iloc[0]
     pd.testing.assert_frame_equal(
         deterministic(search(larger, episodes=20, begin=teacher).history), deterministic(taught.history)
     )
@@ -202,6 +202,8 @@ def test_an_agent_goes_on_with_what_it_learned_on_another_network(trained, digit
         search(larger, begin=peers.uniform(trained, digits.example, [Budget("parameters", 0.5)], evaluate=wanted))
     with pytest.raises(InputError, match="agent with"):
         search(larger, begin=known, action="filterwise")
+    with pytest.raises(InputError, match="start='uniform'"):
+        search(larger, begin=known, start="ranking")
 
 
 def test_candidates_may_be_finetuned_before_they_are_judged(trained, digits):

@@ -332,6 +332,8 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("reward", {"kind": "magic"}, "Unknown kind of study 'magic'"),
         ("reward", {"candidate": 3}, "unknown key 'candidate'"),
         ("front", {"episodes": 41}, "must divide by its 2 budgets"),
+        ("front", {"episodes": 20}, "leave none to learn from: 4 go to each of the 3 points"),
+        ("reward", {"seeds": [0, 1]}, "has 2 seeds: a study of rewards needs one"),
         ("reward", {"suite": "none"}, "Unknown suite 'none'"),
         ("transfer", {"begin": "second"}, "Unknown baseline 'second'"),
         ("schedule", {"begin": "second"}, "Unknown experiment 'second'"),

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from rlprune.candidates import Candidates
-from rlprune.costs import Budget
+from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import delivered
 from rlprune.errors import InputError
@@ -100,6 +100,7 @@ def hfp(
             "HFP needs at least 1 epoch, batches of at least 2, a learning rate above 0 and shares between 0 and 1, "
             f"not {epochs=}, {batch_size=}, {learning_rate=}, {pace=}, {threshold=}, {near=}."
         )
+    check_budgets(budgets)
     for budget in budgets:
         if not budget.predicted:
             raise InputError(f"HFP needs the gradient of a cost, and {budget.name} has none: use parameters or macs.")

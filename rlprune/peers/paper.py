@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rlprune.agent import LagrangianPPO
 from rlprune.candidates import Candidates, Decision
-from rlprune.costs import Budget
+from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.errors import InputError
@@ -228,6 +228,7 @@ def _search(
 ) -> PruningResult:
     if episodes < 1 or images < 1:
         raise InputError(f"A search needs at least 1 episode and 1 image, not {episodes} and {images}.")
+    check_budgets(budgets)
     if len(budgets) != 1 or not budgets[0].is_named("parameters") or not budgets[0].relative:
         raise InputError("The published search takes one budget, a share of the parameters.")
     options = {**options, "exclude": [*options.get("exclude", ()), nn.Linear]}  # it knows convolutions only

@@ -291,7 +291,7 @@ class _Run:
     ) -> tuple[nn.Module, list[Tensor]]:
         """The slim network and its masks if all filters and rings that score less leave, as far as they may."""
         count = len(self.candidates.groups)
-        widths = self.candidates.widths([float((score >= filters).float().mean()) for score in scores[:count]])
+        widths = self.candidates.widths([float((score >= filters).double().mean()) for score in scores[:count]])
         masks = self.candidates.masks(widths, scores[:count])
         removed = {n: int((score < kernels).sum()) for n, score in zip(self.scales.layers, scores[count:], strict=True)}
         return without_rings(slim(whole, self.candidates.groups, masks), removed), masks

@@ -112,8 +112,18 @@ def settings(here: Project, name: str) -> Row:
         raise InputError(
             f"studies.{name} begins with what the layer-wise agent leaves in {entry['begin']!r}, which does not run it."
         )
+    if entry["kind"] == "reward" and len(entry["seeds"]) != 1:
+        raise InputError(
+            f"studies.{name} in params.yaml has {len(entry['seeds'])} seeds: a study of rewards needs one."
+        )
     if entry["kind"] == "front":
         list(_searches(entry))
+        if _learning(entry) < 1:
+            raise InputError(
+                f"The {entry['episodes']} episodes of studies.{name} in params.yaml leave none to learn from: "
+                f"{LOOKS} go to each of the {len(entry['points'])} points, and an update of the agent takes "
+                f"{EPISODES_PER_UPDATE}."
+            )
     for changes in entry["changes"].values() if entry["kind"] in CHANGED else ():
         for key in changes:
             one_of(f"change to {CHANGED[entry['kind']][0]}", key, CHANGED[entry["kind"]][1])
@@ -194,6 +204,11 @@ def _searches(entry: Row) -> Iterator[Row]:
         yield from ({"search": "separate", "seed": seed, "budget": 100 * share} for share in shares)
 
 
+def _learning(entry: Row) -> int:
+    """Episodes in which a front's agent learns: whole updates, of what the last evaluations at each point leave."""
+    return (entry["episodes"] - LOOKS * len(entry["points"])) // EPISODES_PER_UPDATE * EPISODES_PER_UPDATE
+
+
 def _front(
     here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
 ) -> list[Row]:
@@ -201,9 +216,7 @@ def _front(
     ((cost, shares),) = entry["budgets"].items()
     how = {"seed": task["seed"], "checkpoint": state, "progress": progress, **_evaluation(here, entry)}
     if task["search"] == "front":
-        # the last evaluations at each point are among those that it is given
-        rounds = (entry["episodes"] - LOOKS * len(entry["points"])) // EPISODES_PER_UPDATE
-        front = pareto(network, data.example, cost, data, rounds * EPISODES_PER_UPDATE, entry["points"], **how)
+        front = pareto(network, data.example, cost, data, _learning(entry), entry["points"], **how)
         return front.table.assign(evaluations=len(front.history)).to_dict("records")
     episodes = entry["episodes"] // len(shares)
     result = prune(network, data.example, [Budget(cost, task["budget"] / 100)], data, episodes, **how)
