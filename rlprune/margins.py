@@ -1,12 +1,13 @@
 """What stands beside the table of a report: how far the agents are ahead, and what only some methods have to say."""
 
 import pandas as pd
+from scipy import stats
 
 from rlprune.labels import method_label, method_rank, signed
 from rlprune.tables import Results
 
 AGENTS = ("layerwise", "filterwise")
-SURE = 2.0  # standard errors from which on a difference is called larger than the spread
+SEEDS = 3  # from which on a difference may be called larger than the spread: two agree by chance
 
 
 def agents_margins(results: Results) -> pd.DataFrame:
@@ -42,20 +43,23 @@ def spreads(margins: pd.DataFrame) -> list[str]:
         what = "reward of the search" if quantity == "reward" else "accuracy after fine-tuning"
         agents = list(dict.fromkeys(part["agent"]))
         lines += ["", f"**{name}: how far the agents are ahead, {what}** (points; ± is the standard error over "]
-        lines[-1] += f"{part['seeds'].min()} seeds, seed by seed; bold: more than {SURE:g} standard errors)"
+        lines[-1] += (
+            f"{part['seeds'].min()} seeds, seed by seed; bold, from {SEEDS} seeds on: 0 is outside the 95 % interval)"
+        )
         lines += ["", f"| ahead of | {' | '.join(map(method_label, agents))} |", f"|---|{'--:|' * len(agents)}"]
         for other, of_other in part.groupby("other", sort=False):
             cells = of_other.set_index("agent").reindex(agents)
-            texts = [_cell(row.difference, row.standard_error) for row in cells.itertuples()]
+            texts = [_cell(row.difference, row.standard_error, row.seeds) for row in cells.itertuples()]
             lines.append(f"| {method_label(other)} | {' | '.join(texts)} |")
     return lines
 
 
-def _cell(difference: float, error: float) -> str:
+def _cell(difference: float, error: float, seeds: float) -> str:
     if pd.isna(difference):
         return "–"
     text = f"{signed(difference)} ± {error:.2f}"
-    return f"**{text}**" if abs(difference) > SURE * error else text
+    sure = seeds >= SEEDS and abs(difference) > stats.t.ppf(0.975, seeds - 1) * error
+    return f"**{text}**" if sure else text
 
 
 def extras(results: Results) -> list[str]:

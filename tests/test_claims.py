@@ -41,7 +41,7 @@ def test_nothing_has_been_run():
 
 @pytest.fixture
 def replayed():
-    """A published search of 40 episodes that ends at 30 % and returns a network of 50 %, and an agent at its third."""
+    """A published search of 40 episodes, none within budget, and an agent whose third network is as good as its own."""
     episodes = range(1, 41)
     theirs = {"method": "paper_coarse", "episode": episodes, "reward": [10.0] * 13 + [20.0] * 25 + [30.0] * 2}
     theirs |= {"parameters": [60.0] * 13 + [40.0] * 25 + [12.0] * 2, "best": float("nan")}
@@ -60,6 +60,6 @@ def replayed():
 def test_ends_and_what_it_takes_to_get_there(replayed):
     text = claims.page(replayed, pd.DataFrame())
     end = line(text, "VGG-11", "Published, coarse | 10 |")
-    assert end.endswith("| 87.0 at 7.3 | 30.0 at 12.0 | 10.0 at 60.0 | 40 | 2 |")
+    assert end.endswith("| 87.0 at 7.3 | 21.2 at 36.5 | 10.0 at 60.0 | 40 | 2 |")
     assert "not run" in line(text, "VGG-11", "Published, fine | 10 |")
-    assert line(text, "vgg11_10").endswith("| 40, 40 | 50.0, 99.0 | Layer-wise agent | 3, never |")
+    assert line(text, "vgg11_10").endswith("| 40, 40 | 0, 0 | 50.0, 99.0 | Layer-wise agent | 3, never |")

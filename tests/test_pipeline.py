@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from rlprune import sources
 from rlprune.errors import InputError
 from rlprune.stages import baseline, check, finetune, jobs, prepare, search, tables
 from rlprune.stages.common import project
@@ -454,5 +455,14 @@ def test_changed_dataset_is_noticed(tmp_path):
     prepare.run("digits", tmp_path)
     record = tmp_path / "results/data/digits.json"
     record.write_text(record.read_text().replace(read(record)["sha256"], "0" * 64))
-    with pytest.raises(InputError, match="not those that were prepared"):
+    with pytest.raises(InputError, match="not those that results/data/digits.json records: run"):
         prepare.dataset(project(tmp_path), "digits")
+
+
+def test_a_clone_that_has_the_record_of_a_dataset_fetches_its_images(tmp_path, monkeypatch):
+    write(tmp_path, TINY)
+    prepare.run("digits", tmp_path)
+    fetched = []
+    monkeypatch.setattr(prepare, "fetch", lambda name, folder: fetched.append((name, folder)))
+    prepare.dataset(project(tmp_path), "digits")
+    assert fetched == [("digits", sources.data_folder(tmp_path))]

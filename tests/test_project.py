@@ -46,6 +46,14 @@ def test_conda_environment_installs_the_same():
     assert f"-c constraints.txt -e '.[{','.join(sorted(EXTRAS))}]'" in makefile
 
 
+def test_every_make_target_of_cifar10_records_its_images_first():
+    rules = (ROOT / "Makefile").read_text().splitlines()
+    (targets,) = [rule.split(":")[0].split() for rule in rules if rule.endswith(": images")]
+    experiments = yaml.safe_load((ROOT / "params.yaml").read_text())
+    suites = {entry["suite"] for kind in ("experiments", "comparisons") for entry in experiments[kind].values()}
+    assert set(targets) == suites - {"quick", "peers-digits"}
+
+
 def test_data_dvc_pins_the_official_archive():
     (out,) = yaml.safe_load((ROOT / "data.dvc").read_text())["outs"]
     assert (out["md5"], out["size"]) == ("c58f30108f718f92721af3b95e74349a", 170498071)
@@ -108,9 +116,13 @@ PLUMBING = {
 }
 
 
-@pytest.mark.parametrize("stage", ["prepare", "baseline", "search", "finetune", "peers", "study", "tables"])
+STAGES = ["prepare", "baseline", "search", "finetune", "peers", "study", "tables", "studies", "paper"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_stage_depends_on_the_modules_that_it_imports(stage):
-    declared = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["do"]["deps"]
+    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    declared = entry.get("do", entry)["deps"]
     files = set()
     for dep in declared:
         if dep.startswith("rlprune"):
@@ -118,7 +130,8 @@ def test_stage_depends_on_the_modules_that_it_imports(stage):
             files |= set(path.glob("*.py")) if path.is_dir() else {path}
     assert files, stage
     assert all(path.exists() for path in files)
-    own = ROOT / "rlprune" / "stages" / f"{stage}.py"
+    # the reports of studies and of the paper are the stage tables, too
+    own = ROOT / "rlprune" / "stages" / f"{'tables' if stage in ('studies', 'paper') else stage}.py"
     parts = {own.with_stem(part) for part in ("search", "finetune")} if stage == "peers" else set()
     other_stages = set((ROOT / "rlprune" / "stages").glob("*.py")) - {own} - parts
     used = closure(own, frozenset(PLUMBING | other_stages)) - PLUMBING

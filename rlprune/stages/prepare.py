@@ -28,18 +28,19 @@ def run(name: str, root: str | Path | None = None) -> dict[str, Any]:
 
 
 def dataset(here: Project, name: str) -> Dataset:
-    """The prepared dataset on the device of the run.
+    """The prepared dataset on the device of the run, fetched if its files are not there.
 
     Raises:
-        InputError: it was not prepared, or has changed since.
+        InputError: it was not prepared, has changed since, or cannot be fetched.
     """
     entry = here.entry("datasets", name)
     recorded = read_json(_path(here, name))
+    fetch(name, data_folder(here.root))  # a clone has the record of a dataset, and not its images
     loaded = load(name, data_folder(here.root), entry["validation"], entry["seed"], device())
     if loaded.sha256 != recorded["sha256"]:
         raise InputError(
-            f"The files of {name} are not those that were prepared: run `python -m rlprune prepare {name}` again, or "
-            "put the earlier files back."
+            f"The files of {name} are not those that {_path(here, name).relative_to(here.root)} records: run "
+            f"`python -m rlprune prepare {name}` to go on with these, or put the earlier ones back."
         )
     return loaded
 
