@@ -5,19 +5,27 @@ global changes; a method has the same colour and marker in all of them. In a
 notebook a figure shows itself after ``%matplotlib inline``.
 """
 
-import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from rlprune.labels import cost_label, count, method_label, method_rank, method_style, network_label
-from rlprune.plotting import DOTS, LIMIT, WIDTH, columns_of, curve, finish, identified, key, save, style
-from rlprune.published import published
+from rlprune.accuracies import accuracy_against, accuracy_by_method
+from rlprune.labels import (
+    REPLAYED,
+    cost_label,
+    count,
+    layer_labels,
+    method_label,
+    method_rank,
+    method_style,
+    reward_label,
+)
+from rlprune.plotting import DOTS, LIMIT, SMALL, WIDTH, columns_of, curve, finish, identified, key, save, style
 from rlprune.tables import limits, load_results, markdown, results_table
 
 __all__ = ["Live", "limits", "load_results", "markdown", "results_table", "save"]
@@ -26,6 +34,10 @@ __all__ += ["training_curves", "widths"]
 
 FEW = 3  # seeds under which an interval by Student's t says more of t than of them
 TRAINING = (0, (2, 1.5))  # dashes of what is measured on training images
+REPLAYS = (  # what the curves of `REPLAYED` are
+    "Published: reward on training images, of a network that is masked, not cut, and may be over budget;\n"
+    "cost: convolution weights not masked; action, coarse: share of single weights, fine: share of filters."
+)
 
 _BUDGETS = ["#117733", "#aa4499", "#b8860b", "#332288", "#cc6677"]
 _DASHES = ["-", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (5, 1, 1, 1, 1, 1))]
@@ -36,7 +48,8 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
 
     Dots are episodes, lines their running mean over a twentieth of a search (at least five episodes). With
     several seeds a line is the mean over seeds and its band ± one standard deviation. Methods without episodes
-    are left out. With several budgets, colours in the panels of cost and λ tell the budgets apart.
+    are left out. With several budgets, colours in the panels of cost and λ tell the budgets apart. Where a search of
+    the paper is among them, labels say no more than is true of all, and a note says what its curves are.
 
     Args:
         history: one row per episode: steps, reward (%), mean_action (0 to 1), best (%) and for every budget
@@ -49,9 +62,10 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
     several = len(limits) > 1
     of_budget = dict(zip(limits, _BUDGETS * len(limits), strict=False))
     dashes = dict(zip(methods, _DASHES * len(methods) if several else ["-"] * len(methods), strict=False))
-    asked = "Cost" if several else cost_label(next(iter(limits), "cost"), capital=True)
+    own = bool(REPLAYED.intersection(methods))
+    asked = "Cost" if several or own else cost_label(next(iter(limits), "cost"), capital=True)
     with style():
-        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.9 if own else 4.6), layout="constrained")
         (reward, cost), (multiplier, action) = figure.subplots(2, 2, sharex=True)
         for method in methods:
             episodes, colour, dash = history[history["method"] == method], method_style(method)[0], dashes[method]
@@ -64,10 +78,11 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
                 curve(multiplier, episodes, f"lambda_{name}", tone, dash, raw=False)
         for name, limit in limits.items():
             cost.axhline(limit, color=of_budget[name] if several else "black", linestyle=LIMIT, linewidth=0.8)
-        finish(reward, "Reward", "Accuracy in search (%)")
+        finish(reward, "Reward", reward_label(methods))
+        kept = "Share kept" if own else "Share of filters kept"
         finish(cost, f"{asked} asked for", "Share of unpruned (%)", bottom=0)
         finish(multiplier, "Lagrange multiplier", "λ", "Environment steps", bottom=0)
-        finish(action, "Mean action", "Share of filters kept", "Environment steps")
+        finish(action, "Mean action", kept, "Environment steps")
         action.set_ylim(0, 1)
         for axis in (reward, cost, multiplier, action):
             if not axis.get_lines() or not methods:
@@ -79,7 +94,8 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
             key("Best within budget so far", linestyle=DOTS),
             key("Budget", "black", linestyle=LIMIT, linewidth=0.8),
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
+        note = {"title": REPLAYS, "title_fontsize": 6.5, "alignment": "left"} if own else {}
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles), **note)
     return figure
 
 
@@ -130,7 +146,7 @@ def search_progress(history: pd.DataFrame) -> Figure:
                 half = stats.t.ppf(0.975, count - 1) * table.std(axis=1) / count**0.5
                 low, high = (mean - half, mean + half) if count >= FEW else (table.min(axis=1), table.max(axis=1))
                 axis.fill_between(table.index, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
-        finish(axis, "Best network within budget", "Accuracy in search (%)", "Evaluations")
+        finish(axis, "Best network within budget", reward_label(methods), "Evaluations")
         axis.set_xlim(left=0)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
@@ -165,9 +181,9 @@ def widths(metrics: dict[str, Any]) -> Figure:
                 axis.vlines(place, kept.min(), kept.max(), color="black", linewidth=0.8)
             share = np.mean([run["costs"].get("parameters", {}).get("share", np.nan) for run in runs[method]])
             if np.isfinite(share):
-                axis.set_title(f"{100 * share:.1f} % of parameters", loc="right", fontweight="normal", fontsize=7.5)
+                axis.set_title(f"{100 * share:.1f} % of parameters", loc="right", fontweight="normal", fontsize=SMALL)
             finish(axis, method_label(method), "")
-        labels = _short(list(unpruned.index))
+        labels = layer_labels(list(unpruned.index))
         for axis in list(grid.flat)[max(0, len(methods) - columns) : len(methods)]:  # the lowest of each column
             axis.tick_params(labelbottom=True)
             axis.set_xticks(place, labels, rotation=90 if len("".join(labels)) * columns > 48 else 0)
@@ -191,7 +207,7 @@ def before_and_after(widths: dict[str, tuple[int, int]], costs: dict[str, dict[s
         for axis, (name, cost) in zip(rows[0].subplots(1, len(costs), squeeze=False)[0], costs.items(), strict=True):
             values = [cost["unpruned"], cost["value"]]
             bars = axis.bar(["before", "after"], values, width=0.6, color=["0.8", colour], linewidth=0)
-            axis.bar_label(bars, [count(value) for value in values], padding=1, fontsize=7.5)
+            axis.bar_label(bars, [count(value) for value in values], padding=1, fontsize=SMALL)
             if "limit" in cost:
                 axis.axhline(cost["limit"], color="black", linestyle=LIMIT, linewidth=0.8)
             axis.margins(y=0.18)
@@ -204,7 +220,7 @@ def before_and_after(widths: dict[str, tuple[int, int]], costs: dict[str, dict[s
         axis.bar(place, [size for _, size in widths.values()], width=0.85, color="0.87", linewidth=0)
         axis.bar(place, [kept for kept, _ in widths.values()], width=0.85, color=colour, linewidth=0)
         axis.margins(x=0.01)
-        labels = _short(list(widths))
+        labels = layer_labels(list(widths))
         axis.set_xticks(place, labels, rotation=90 if len("".join(labels)) > 48 else 0)
         finish(axis, "Filters per layer", "Filters")
         if any("limit" in cost for cost in costs.values()):
@@ -245,98 +261,3 @@ def training_curves(history: pd.DataFrame) -> Figure:
         handles += [key("Validation", tone), key("Training", tone, linestyle=TRAINING)]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
-
-
-def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bool = True) -> Figure:
-    """Accuracy after fine-tuning against what is kept of a cost, one panel per dataset and network.
-
-    The dotted line is the unpruned network; error bars are ± one standard deviation over seeds. Crosses are what
-    other papers report of the same network (`rlprune.published`), from baselines and trainings of their own.
-
-    Args:
-        table: of `results_table`.
-        cost: "parameters" or "macs", or another that has a budget.
-        reported: whether what other papers report is drawn.
-    """
-    share = f"{cost}_percent"
-    panels = list(table.groupby(["dataset", "network"], sort=True))
-    methods = sorted(set(table["method"]), key=method_rank)
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    look = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.5, "linewidth": 0.8}
-    with style():
-        figure = Figure(figsize=(WIDTH if columns > 1 else 4.6, 0.9 + 2.4 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axis in grid.flat[len(panels) :]:
-            axis.set_visible(False)
-        for axis, ((dataset, network), part) in zip(grid.flat, panels, strict=False):
-            axis.axhline(part["accuracy_before"].mean(), color="black", linestyle=":", linewidth=1)
-            kind = part["budget"].str.replace(r"[\d.]+", "", regex=True)  # a line joins budgets on the same cost
-            for (method, _), points in part.sort_values(share).groupby(["method", kind], sort=False):
-                x, y, spread = (points[c] for c in (share, "accuracy", "accuracy_std"))
-                colour, marker = method_style(method)
-                axis.errorbar(x, y, spread, capsize=2, color=colour, marker=marker, **look)
-            theirs = published(dataset, network) if reported and cost == "parameters" else []
-            for place, one in enumerate(theirs):
-                axis.plot(one.kept, one.after, "x", color="0.25", markersize=5)
-                # neighbours apart: up to the right, down to the left
-                where = {"xytext": (-2, -4), "ha": "right", "va": "top"} if place % 2 else {"xytext": (2, 3)}
-                slanted = {"textcoords": "offset points", "rotation": 40, "rotation_mode": "anchor", "fontsize": 6.5}
-                axis.annotate(one.method, (one.kept, one.after), **where, **slanted)
-            if theirs:  # room for their names below the title
-                low, high = axis.get_ylim()
-                axis.set_ylim(low, high + 0.15 * (high - low))
-            kept = [*part[share], *(one.kept for one in theirs)]
-            least, most = min(kept), max(kept)
-            room = max(1.25, 2 * (least / most) ** 0.5)  # shows at least a factor of four
-            axis.set(xscale="log", xlim=(least / room, most * room))
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.xaxis.set_minor_locator(NullLocator())
-            title = f"{network_label(network)} on {dataset}"
-            finish(axis, title, "Accuracy after\nfine-tuning (%)", f"{cost_label(cost, capital=True)} kept (%)")
-        handles = [key(method_label(m), method_style(m)[0], marker=method_style(m)[1], **look) for m in methods]
-        handles.append(key("Unpruned", "black", linestyle=":", linewidth=1))
-        if reported and cost == "parameters" and any(published(*panel) for panel, _ in panels):
-            handles.append(key("Reported elsewhere", "0.25", linestyle="", marker="x", markersize=5))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
-    return figure
-
-
-def accuracy_by_method(table: pd.DataFrame) -> Figure:
-    """Accuracy after fine-tuning, one panel per experiment and one row per method.
-
-    For experiments with one budget, along whose cost there is nothing to see. The dotted line is the unpruned network;
-    error bars are ± one standard deviation over seeds.
-
-    Args:
-        table: of `results_table`.
-    """
-    panels = list(table.groupby("experiment", sort=False))
-    with style():
-        height = 0.8 + sum(0.35 + 0.19 * len(part) for _, part in panels)
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        grid = figure.subplots(
-            len(panels), sharex=True, squeeze=False, height_ratios=[0.7 + len(part) for _, part in panels]
-        )
-        for axis, (name, part) in zip(grid.flat, panels, strict=True):
-            part = part.iloc[::-1]
-            axis.axvline(part["accuracy_before"].mean(), color="black", linestyle=":", linewidth=1)
-            for place, row in enumerate(part.itertuples()):
-                colour, marker = method_style(row.method)
-                look = {"color": colour, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
-                axis.errorbar(row.accuracy, place, xerr=row.accuracy_std, capsize=2, markeredgewidth=0.5, **look)
-            axis.set_yticks(range(len(part)), [method_label(method) for method in part["method"]])
-            finish(axis, f"{name}: {network_label(part['network'].iloc[0])}, {part['budget'].iloc[0]}", "")
-        grid.flat[-1].set_xlabel("Accuracy after fine-tuning (%)")
-        handles = [key("Unpruned", "black", linestyle=":", linewidth=1)]
-        figure.legend(handles=handles, loc="outside lower center")
-    return figure
-
-
-def _short(layers: list[str]) -> list[str]:
-    """Layer names without the words before numbers: stages.0.convs.1 → 0.1, unless two would be alike."""
-    while len(layers) > 1 and all(name.endswith(".0") for name in layers):
-        layers = [name.removesuffix(".0") for name in layers]
-    short = [re.sub(r"[A-Za-z_]+\.?(?=\d)", "", name) for name in layers]
-    return short if len(set(short)) == len(layers) else layers

@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 # Label, colour and marker; the order of rows, panels and legends: ours, the peers, then what serves for comparison.
@@ -25,6 +26,8 @@ METHODS = {
     "taylor": ("Taylor", "#cc6677", "d"),
 }
 _OTHERS = [("#44aa99", "8"), ("#a05a2c", "H"), ("#b0578d", "o"), ("#2b7a78", "s")]
+# Searches whose reward, cost and action are not what ours are, see `rlprune.peers.paper`
+REPLAYED = {"paper_coarse", "paper_fine"}
 COSTS = {"macs": "MACs", "peak_memory": "peak memory", "onnx_bytes": "ONNX bytes"}  # names that read badly as they are
 
 
@@ -41,6 +44,11 @@ def method_label(method: str) -> str:
 def method_style(method: str) -> tuple[str, str]:
     """Colour and marker of a method, the same in every figure."""
     return METHODS[method][1:] if method in METHODS else _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)]
+
+
+def reward_label(methods: Iterable[str]) -> str:
+    """What the rewards of methods are, true of all of them."""
+    return "Reward of its own search (%)" if REPLAYED.intersection(methods) else "Accuracy in search (%)"
 
 
 def network_label(network: str) -> str:
@@ -79,3 +87,11 @@ def duration(seconds: float) -> str:
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def layer_labels(layers: list[str]) -> list[str]:
+    """Layer names without the words before numbers: stages.0.convs.1 → 0.1, unless two would be alike."""
+    while len(layers) > 1 and all(name.endswith(".0") for name in layers):
+        layers = [name.removesuffix(".0") for name in layers]
+    short = [re.sub(r"[A-Za-z_]+\.?(?=\d)", "", name) for name in layers]
+    return short if len(set(short)) == len(layers) else layers

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 LIMIT, DOTS = (0, (4, 3)), (0, (1, 1))  # dashes of a budget, and of the best so far
 WIDTH = 5.6  # inches; the text width of most papers
+SMALL = 7.5  # points; of numbers within a panel
 
 
 def save(figure: Figure, path_without_suffix: str | Path) -> None:
@@ -97,4 +98,5 @@ def curve(axis: Axes, episodes: pd.DataFrame, column: str, colour: str, dashes: 
 
 def columns_of(handles: list[Line2D]) -> int:
     """Legend columns that fit under a figure."""
-    return len(handles) if len(handles) <= 4 and sum(len(h.get_label()) for h in handles) < 50 else 3
+    labels = [len(handle.get_label()) for handle in handles]
+    return len(handles) if len(labels) <= 4 and sum(labels) < 50 else 3 if max(labels, default=0) < 28 else 2

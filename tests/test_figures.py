@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from rlprune import figures, labels, margins, plotting, published, reports, tables
+from rlprune import accuracies, figures, labels, margins, plotting, published, reports, tables
 from rlprune.errors import InputError
 
 LAYERS = {f"features.{3 * i}": size for i, size in enumerate([64, 128, 256, 256, 512, 512, 512, 512])}
@@ -250,7 +250,8 @@ def test_missing_file_says_what_to_run(tmp_path):
     file.unlink()
     with pytest.raises(InputError) as error:
         load(tmp_path, name)
-    remedy = "run `dvc repro quick` or `python -m rlprune finetune digits_vgg11_10`."
+    remedy = "run `dvc repro quick` or `python -m rlprune finetune digits_vgg11_10`"
+    remedy += " (`python -m rlprune peers digits_vgg11_10` if it is a comparison)."
     assert str(error.value) == f"Result file {file} is missing: {remedy}"
 
 
@@ -395,6 +396,123 @@ def test_what_others_report_stands_beside_the_same_network(root):
     assert published.beside(digits) == []
 
 
+def test_points_of_one_budget_are_never_joined(tmp_path):
+    names = [
+        make(tmp_path, "v_20", limit=0.2),
+        make(tmp_path, "v_10"),
+        make(tmp_path, "v_10_gates", methods=("layerwise",)),
+    ]
+    table = tables.results_table(load(tmp_path, *names))
+
+    def drawn(*experiments):
+        """The experiments' lines: method, budgets joined, fill of the marker; and the legend."""
+        figure = figures.accuracy_against(table[table["experiment"].isin(experiments)])
+        lines = [container.lines[0] for container in figure.axes[0].containers]
+        methods = {labels.method_style(method)[0]: method for method in ("layerwise", "uniform")}
+        shown = {(methods[x.get_color()], tuple(map(round, x.get_xdata())), x.get_fillstyle()) for x in lines}
+        return shown, {text.get_text() for text in figure.legends[0].get_texts()}
+
+    lines, legend = drawn("v_20", "v_10")
+    assert lines == {("layerwise", (10, 20), "full"), ("uniform", (10, 20), "full")}
+    assert not legend & {"v_20, v_10", "v_10"}
+    again, legend = drawn(*names)
+    assert again == lines | {("layerwise", (10,), "none")}
+    assert {"v_20, v_10", "v_10_gates"} <= legend
+    table["experiment"] = table["experiment"].map({"v_20": "one", "v_10": "two", "v_10_gates": "three"})
+    apart, _ = drawn("one", "two", "three")  # names that tell of no family
+    assert {budgets for _, budgets, _ in apart} == {(10,), (20,)}
+
+
+def far_below(root):
+    """A table of three methods at two budgets, of which one keeps 25 % accuracy."""
+    names = [
+        make(root, f"v_{limit:.0f}", ("layerwise", "uniform", "batchnorm"), (0, 1), limit / 100) for limit in (20, 10)
+    ]
+    table = tables.results_table(load(root, *names))
+    lost = table["method"] == "batchnorm"
+    return table.assign(accuracy=table["accuracy"].mask(lost, 25.14), accuracy_std=table["accuracy_std"].mask(lost, 3))
+
+
+def test_accuracies_far_below_the_best_stand_at_the_edge_with_their_value(tmp_path):
+    table = far_below(tmp_path)
+    (axis,) = figures.accuracy_against(table).axes
+    low, _ = axis.get_ylim()
+    assert low > 90  # 96.5 is the lowest of the others
+    assert (
+        min(axis.get_yticks()) > axis.patches[0].get_corners()[:, 1].max() > low
+    )  # no ticks where nothing is to scale
+    assert [text.get_text() for text in axis.texts] == ["▾ 25.1", "▾ 25.1"]
+    (colour, marker), strip = labels.method_style("batchnorm"), axis.patches[0].get_corners()[:, 1]
+    at_edge = [line for line in axis.lines if (line.get_color(), line.get_marker()) == (colour, marker)]
+    assert sum(strip.min() < line.get_ydata()[0] < strip.max() for line in at_edge) == 2
+
+    panels = figures.accuracy_by_method(table).axes
+    assert len(panels) == 2
+    for panel in panels:
+        assert panel.get_xlim()[0] > 90
+        assert [text.get_text() for text in panel.texts] == ["◂ 25.1"]
+        assert panel.texts[0].get_position()[1] == 0  # the row of its method
+    near = table.assign(accuracy=table["accuracy"].mask(table["method"] == "batchnorm", 88.0))
+    for figure in (figures.accuracy_against(near), figures.accuracy_by_method(near)):
+        assert not any(axis.texts or axis.patches for axis in figure.axes)  # 10.5 below the best: to scale
+        assert {88.0} <= {y for axis in figure.axes for line in axis.lines for xy in line.get_xydata() for y in xy}
+
+
+def test_values_at_the_edge_do_not_overlap(tmp_path):
+    table = far_below(tmp_path)
+    lost = table[table["method"] == "batchnorm"]
+    more = pd.concat([table, lost.assign(method="taylor", parameters_percent=lost["parameters_percent"] * 1.02)])
+    figure = figures.accuracy_against(more)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == 4
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert all(figure.axes[0].get_window_extent().x1 >= box.x1 - 1 for box in boxes)
+
+
+def test_a_budget_at_which_all_methods_lose_is_to_scale(tmp_path):
+    table = far_below(tmp_path)
+    lost = (table["experiment"] == "v_10") & (table["method"] != "batchnorm")
+    (axis,) = figures.accuracy_against(table.assign(accuracy=table["accuracy"].mask(lost, 60.0))).axes
+    assert 48 <= axis.get_ylim()[0] < 60
+    assert len(axis.texts) == 2
+
+
+def test_experiments_have_accuracy_axes_of_their_own(tmp_path):
+    table = far_below(tmp_path)
+    close = table["experiment"] == "v_10"
+    accuracy = table["accuracy"].mask(close, 85.0 + 0.1 * table["method"].map(len) / 10)  # 85.07 to 85.09
+    before = table["accuracy_before"].mask(close, 91.1)
+    table = table.assign(accuracy=accuracy, accuracy_std=np.nan, accuracy_before=before)
+    one, two = figures.accuracy_by_method(table).axes
+    assert one.get_xlim() != two.get_xlim()
+    assert 1 <= np.diff(two.get_xlim())[0] < 2  # differences show, noise is not magnified
+    assert [text.get_text() for text in two.texts] == ["unpruned\n91.1 ▸"]  # it would press all into a column
+    assert not any(line.get_linestyle() == ":" for line in two.lines)
+    assert any(line.get_linestyle() == ":" for line in one.lines)
+
+
+def test_curves_of_the_published_search_claim_no_more_than_is_true_of_all():
+    history = episodes(["layerwise", "paper_coarse"], [0], ["parameters"])
+
+    def words(*methods):
+        part = history[history["method"].isin(methods)]
+        figure, progress = figures.search_curves(part, {"parameters": 10.0}), figures.search_progress(part)
+        shown = [(axis.get_title(loc="left"), axis.get_ylabel()) for axis in figure.axes]
+        return shown, progress.axes[0].get_ylabel(), figure.legends[0].get_title().get_text()
+
+    shown, progress, note = words("layerwise", "paper_coarse")
+    assert shown[0] == ("Reward", "Reward of its own search (%)")
+    assert shown[1] == ("Cost asked for", "Share of unpruned (%)")
+    assert shown[3] == ("Mean action", "Share kept")
+    assert progress == "Reward of its own search (%)"
+    assert "training images" in note
+    shown, progress, note = words("layerwise")
+    assert [label for _, label in shown][::3] == ["Accuracy in search (%)", "Share of filters kept"]
+    assert shown[1][0] == "Parameters asked for"
+    assert (progress, note) == ("Accuracy in search (%)", "")
+
+
 def test_live_curves_are_drawn_in_place(monkeypatch):
     import IPython.display
 
@@ -524,10 +642,11 @@ def test_nothing_global_changes(tmp_path):
 
 
 def test_no_network_is_loaded():
-    for module in (figures, labels, plotting, published, tables):
+    for module in (accuracies, figures, labels, plotting, published, tables):
         tree = ast.walk(ast.parse(Path(module.__file__).read_text()))
         names = {node.module for node in tree if isinstance(node, ast.ImportFrom)}
         assert {name for name in names if name.startswith("rlprune")} <= {
+            "rlprune.accuracies",
             "rlprune.tables",
             "rlprune.labels",
             "rlprune.plotting",
