@@ -209,11 +209,16 @@ class Candidates:
         asked = self.widths(shares)
         if how == "none" or (how != "scale" and self.feasible(asked)):
             return asked
-        low, high = 0.0, 1.0 / shares.min() if how == "scale" else 1.0
-        best = self.anchor
+        low, high, best = 0.0, 1.0 / shares.min() if how == "scale" else 1.0, self.anchor
+        # which side of 1 the factor lies on comes first where there are few steps: the whole way may be a thousandfold
+        grows = how == "scale" and not self.predicted and self.feasible(asked)
+        if grows:
+            low, best = 1.0, asked
+        elif not self.predicted:
+            high = 1.0
         # a measured cost takes a fraction of a second and is not exact to a hundredth
         for _ in range(16 if self.predicted else 7):
-            middle = (low + high) / 2
+            middle = (low * high) ** 0.5 if grows else (low + high) / 2
             widths = self.widths(np.minimum(middle * shares, 1.0))
             if self.feasible(widths):
                 low, best = middle, widths

@@ -7,6 +7,7 @@ is one gather that crops and flips at once, and only then becomes floating point
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,6 +118,15 @@ class Dataset:
             part = slice(start, start + batch_size)
             picked = self.padded[order[part, None, None], rows[part, :, None], columns[part, None, :]]
             yield self.normalise(picked.permute(0, 3, 1, 2)), self.train.labels[order[part]]
+
+    def identity(self) -> list[Any]:
+        """All that decides which images a network is shown and how, as plain numbers: part of every checkpoint's key.
+
+        The hash of the content says nothing of the division, of crops and mirror images, or of the normalisation.
+        """
+        sizes = [len(split) for split in (self.train, self.validation, self.test)]
+        statistics = [self.mean.tolist(), self.std.tolist()]
+        return [self.sha256, self.split_seed, sizes, self.pad, self.flip, *statistics]
 
     def describe(self) -> dict[str, object]:
         """What every result records of its data."""

@@ -22,7 +22,7 @@ from rlprune.data import Dataset
 from rlprune.errors import InputError, finite, one_of
 from rlprune.groups import FilterGroups
 from rlprune.masking import slim
-from rlprune.training import accuracy, evaluating, half_precision, suitable_batch
+from rlprune.training import accuracy, changeable, evaluating, half_precision, seeded, suitable_batch
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ class Evaluator:
         ridge: see `recover`; 0 for batch norm alone.
         finetune_steps: steps of SGD between recalibration and measurement.
         finetune_rate: their learning rate, to begin with.
-        seed: of the fine-tuning batches, the same for every candidate.
+        seed: of the fine-tuning batches and of dropout, the same for every candidate.
 
     Attributes:
         evaluations: candidates measured so far, repetitions not counted.
@@ -164,6 +164,8 @@ class Evaluator:
             raise InputError(
                 "There is nothing to judge pruned networks by: give data, or a function evaluate(network)."
             )
+        if finetune_steps and data is not None:
+            changeable(network)
         self.network, self.groups, self.data, self.measure = network, groups, data, measure
         self.finetune_steps, self.finetune_rate, self.seed = finetune_steps, finetune_rate, seed
         self.ridge = ridge
@@ -191,7 +193,8 @@ class Evaluator:
         if self.calibration is not None:
             recover(network, self.calibration, self.target, self.ridge)
         if self.finetune_steps:
-            self._finetune(network)
+            with seeded(self.seed, self.data.device):
+                self._finetune(network)
         return network.eval()
 
     def __call__(self, masks: list[Tensor]) -> float:

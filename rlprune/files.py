@@ -1,5 +1,6 @@
 """Files that are whole or absent, and read without executing anything stored in them."""
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -25,8 +26,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has just put it in place
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
@@ -50,8 +52,8 @@ def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
         )
     if found != run:
         raise InputError(
-            f"Checkpoint {path} belongs to another run (network, data, schedule or seed differ): delete it or name "
-            "another file."
+            f"Checkpoint {path} belongs to another run (network, its weights, teacher, data, schedule or seed "
+            "differ): hand in what that run began with, delete it, or name another file."
         )
     return state
 

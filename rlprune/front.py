@@ -187,7 +187,7 @@ def pareto(
     practises = bool(imagined) and env.candidates.predicted
     what = [weights_hash(network), budgets[0].name, points, episodes, action, seed, criterion, minimum, multiple]
     what += [evaluation, imagined, asdict(ppo.options), [group.name for group in groups]]
-    run = str([*what, *([images.sha256, images.split_seed, len(images.validation)] if images is not None else [])])
+    run = str([*what, *(images.identity() if images is not None else [])])
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
         state = read_checkpoint(path, run)

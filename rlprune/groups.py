@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from rlprune.coupling import LAYERS, OUTPUT, Axis, Coupling, couple
 from rlprune.errors import InputError
@@ -119,10 +122,11 @@ def trace(network: nn.Module, example_input: Tensor, exclude: Iterable[str | typ
             modules, where a container stands for all within it, or subclasses of `torch.nn.Module`.
 
     Raises:
-        InputError: the example input does not fit, the output is not (N, classes), tracing fails, or
-            ``exclude`` holds something else or a name that is not the network's.
+        InputError: the example input does not fit, the output is not (N, classes), tracing fails, a weight is
+            computed in a hook, or ``exclude`` holds something else or a name that is not the network's.
     """
     _check_example(network, example_input)
+    _check_hooks(network)
     coupling = couple(network, example_input, _excluded(network, exclude))
     found, reasons = _grouped(network, coupling)
     found, refused = verified(network, example_input, found, coupling.layers) if found else ([], [])
@@ -220,6 +224,21 @@ def _check_example(network: nn.Module, example_input: Tensor) -> None:
         raise InputError(
             f"{device} has no float64 numbers ({error}): move the network to the CPU or a CUDA GPU."
         ) from error
+
+
+def _check_hooks(network: nn.Module) -> None:
+    """Raise `InputError` for a weight that a hook computes: a copy goes without hooks, and would compute it no more."""
+    for name, module in network.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                remedy = "make its pruning permanent with torch.nn.utils.prune.remove"
+            elif isinstance(hook, WeightNorm | SpectralNorm):
+                kind = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+                remedy = f"use torch.nn.utils.parametrizations.{kind} in place of torch.nn.utils.{kind}"
+            else:
+                continue
+            layer = f"layer {name!r}" if name else "network"
+            raise InputError(f"A hook computes a weight of the {layer}, and pruned networks have no hooks: {remedy}.")
 
 
 def remaining(groups: Sequence[FilterGroup], keeps: Sequence[Tensor]) -> list[FilterGroup]:

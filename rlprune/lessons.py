@@ -21,7 +21,7 @@ Answer = Callable[[Tensor], Tensor]
 class Lessons:
     """A teacher's outputs on the images of one training run, a file an epoch.
 
-    A file's name holds what its content depends on: the teacher's weights, the data and their split, the seed of
+    A file's name holds what its content depends on: the teacher's weights, the data (`Dataset.identity`), the seed of
     shuffling, crops and mirror images, and the batch size. So one folder serves any number of teachers and runs, and
     two runs at the same epoch at once merely do the same work twice.
 
@@ -35,7 +35,7 @@ class Lessons:
 
     def __init__(self, teacher: nn.Module, data: Dataset, batch_size: int, seed: int, folder: Path | None) -> None:
         self.teacher, self.folder = teacher, folder
-        what = [data.sha256, data.split_seed, len(data.train), batch_size, seed]
+        what = [*data.identity(), batch_size, seed]
         if folder is not None:
             self.run = hashlib.sha256(repr([weights_hash(teacher), *what]).encode()).hexdigest()
 

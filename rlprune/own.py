@@ -29,8 +29,14 @@ def dataset_of(data: OwnData, example_input: Tensor, seed: int = 0) -> Dataset:
         seed: of the division into training and validation.
 
     Raises:
-        InputError: none of these, or images and labels that do not fit.
+        InputError: none of these, or images and labels that do not fit each other or the example input.
     """
+    if example_input.dtype != torch.float32:  # as which all images come to a network
+        kind = str(example_input.dtype).removeprefix("torch.")
+        raise InputError(
+            f"The example input is {kind}, and images come to a network as float32: turn the network and the example "
+            "input into float32 with .float()."
+        )
     if isinstance(data, Dataset):
         dataset = data
     elif isinstance(data, str | Path):

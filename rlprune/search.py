@@ -281,7 +281,7 @@ def _fingerprint(env: PruningEnv, data: Dataset | None, options: dict[str, Any],
     what = [
         weights_hash(env.candidates.network),
         budgets,
-        [data.sha256, data.split_seed, len(data.validation)] if data is not None else None,
+        data.identity() if data is not None else None,
         options,
         rest,
     ]

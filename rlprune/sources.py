@@ -1,8 +1,11 @@
 """Where datasets come from: files checked before use, official archives, scikit-learn's digits."""
 
+import contextlib
 import hashlib
 import os
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,6 +17,8 @@ from rlprune.errors import InputError, one_of
 NAMES = ["digits", "cifar10", "cifar100", "svhn"]
 ARRAYS = ["train_images", "train_labels", "test_images", "test_labels"]
 
+# what reading a damaged .npz file raises; a RuntimeError where it then seems to be encrypted or packed otherwise
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 OFFICIAL = "official archive, md5 verified by torchvision"
 
 # Copies whose content is known not to be the official one, by content hash.
@@ -47,16 +52,11 @@ def read_npz(path: Path, remedy: str = "make it again") -> dict[str, np.ndarray]
     """
     if not path.is_file():
         raise InputError(f"There is no dataset file {path}: {remedy}.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in ARRAYS if name not in archive.files]
-            if missing:
-                raise InputError(f"{path} lacks {', '.join(missing)}: {remedy}.")
-            arrays = {name: archive[name] for name in ARRAYS}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is cut off or no .npz file ({error}): delete it, then {remedy}.") from error
+    with _opened(path, remedy) as archive:
+        missing = [name for name in ARRAYS if name not in archive.files]
+        if missing:
+            raise InputError(f"{path} lacks {', '.join(missing)}: {remedy}.")
+        arrays = {name: archive[name] for name in ARRAYS}
     for split in ("train", "test"):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -70,6 +70,18 @@ def read_npz(path: Path, remedy: str = "make it again") -> dict[str, np.ndarray]
                 f"{labels.shape}: {remedy}."
             )
     return arrays
+
+
+@contextlib.contextmanager
+def _opened(path: Path, remedy: str) -> Iterator[np.lib.npyio.NpzFile]:
+    """A dataset file to be read from; `InputError` as soon as it shows that it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            yield archive
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(f"{path} is cut off or no .npz file ({error}): delete it, then {remedy}.") from error
 
 
 def fetch(name: str, folder: str | Path | None = None) -> Path | None:
@@ -111,15 +123,15 @@ def arrays_of(name: str, folder: Path) -> tuple[dict[str, np.ndarray], str, str]
         arrays, source = _digits(), "scikit-learn's load_digits, 8×8 scaled to 32×32"
     else:
         path = folder / f"{name}.npz"
-        arrays = read_npz(path, remedy=f"run `python -m rlprune fetch {name}`, or set RLPRUNE_DATA to its folder")
-        source = _source(path)
+        remedy = f"run `python -m rlprune fetch {name}`, or set RLPRUNE_DATA to its folder"
+        arrays, source = read_npz(path, remedy), _source(path, remedy)
     digest = content_hash(arrays)
     return arrays, KNOWN_COPIES.get(digest, source), digest
 
 
-def _source(path: Path) -> str:
+def _source(path: Path, remedy: str) -> str:
     """What `fetch` noted in a dataset file; a file from elsewhere says nothing of its origin."""
-    with np.load(path, allow_pickle=False) as archive:
+    with _opened(path, remedy) as archive:
         return str(archive["source"]) if "source" in archive.files else f"a file {path.name} of unrecorded origin"
 
 

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from rlprune.data import Dataset, Split
 from rlprune.errors import InputError
-from rlprune.files import read_checkpoint, write_atomically
+from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.lessons import Answer, Lessons
 
 
@@ -120,10 +120,10 @@ def fit(
         network: (N, C, H, W) → (N, classes); trained on the device of ``data``.
         data: its training split is learned from, its validation split watched.
         training: the schedule.
-        seed: of shuffling, crops and mirror images.
-        teacher: its output is imitated with weight ``training.distillation``.
-        checkpoint: a file written after every epoch. If it is there, training
-            goes on from it and ends as if never stopped; it is left in place.
+        seed: of shuffling, crops and mirror images, and of the network's own random numbers, such as dropout's.
+        teacher: its output, in evaluation mode, is imitated with weight ``training.distillation``.
+        checkpoint: a file written after every epoch. If it is there, training goes on from it and ends as if never
+            stopped, given the same teacher and the network as it was before its training; it is left in place.
         progress: label of the progress bar, None for none.
         lessons: a folder in which the teacher's outputs stay, for other networks that it teaches on the same images
             (same data, seed and batch size): they take them from there. See `rlprune.lessons`.
@@ -136,6 +136,9 @@ def fit(
         InputError: a checkpoint that is cut off or of another run, a lesson that is, or too few images for one batch.
     """
     trainable(network, data, training)
+    teacher = teacher if training.distillation > 0 else None
+    path = Path(checkpoint) if checkpoint is not None else None
+    run = _fingerprint(network, teacher, data, training, seed) if path is not None else ""
     steps = len(data.train) // training.batch_size
     network.to(device=data.device, memory_format=torch.channels_last)
     generator = torch.Generator().manual_seed(seed)
@@ -156,8 +159,7 @@ def fit(
         averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(training.average), use_buffers=True)
         optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
     history: list[dict[str, float]] = []
-    run = _fingerprint(network, data, training, seed)
-    path = Path(checkpoint) if checkpoint is not None else None
+    random: list[Tensor] = []
     if path is not None and path.exists():
         state = read_checkpoint(path, run)
         network.load_state_dict(state["network"])
@@ -166,15 +168,19 @@ def fit(
         if averaged is not None:
             averaged.load_state_dict(state["averaged"])
         generator.set_state(state["generator"])
-        history = state["history"]
+        history, random = state["history"], state["random"]
     earlier = history[-1]["seconds"] if history else 0.0
     start = time.perf_counter()
     taught = None
-    if teacher is not None and training.distillation > 0:
+    if teacher is not None:
         taught = Lessons(teacher, data, training.batch_size, seed, Path(lessons) if lessons is not None else None)
     done, total = len(history) * steps, training.epochs * steps
-    # an executed notebook keeps every line that the bar writes, hence not more than one a second
-    with tqdm(total=total, initial=done, desc=progress, mininterval=1, disable=progress is None) as bar:
+    with (
+        evaluating(teacher) if teacher is not None else contextlib.nullcontext(),
+        seeded(seed, data.device, random),
+        # an executed notebook keeps every line that the bar writes, hence not more than one a second
+        tqdm(total=total, initial=done, desc=progress, mininterval=1, disable=progress is None) as bar,
+    ):
         for epoch in range(len(history) + 1, training.epochs + 1):
             batches = data.augmented(training.batch_size, generator, epoch)
             with taught.epoch(epoch) if taught is not None else contextlib.nullcontext() as answer:
@@ -189,8 +195,11 @@ def fit(
                     "optimizer": optimizer.state_dict(),
                     "schedule": schedule.state_dict(),
                     "generator": generator.get_state(),
+                    "random": [torch.get_rng_state()],
                     "history": history,
                 }
+                if data.device.type == "cuda":
+                    state["random"].append(torch.cuda.get_rng_state(data.device))
                 if averaged is not None:
                     state["averaged"] = averaged.state_dict()
                 write_atomically(path, lambda file, state=state: torch.save(state, file))
@@ -211,8 +220,26 @@ def fillable(data: Dataset, training: Training) -> None:
 def trainable(network: nn.Module, data: Dataset, training: Training) -> None:
     """Raise `InputError` if there are too few images for one batch, or if no weight may change."""
     fillable(data, training)
+    changeable(network)
+
+
+def changeable(network: nn.Module) -> None:
+    """Raise `InputError` if no weight may change."""
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise InputError("No weight of the network may change: call network.requires_grad_() before it is trained.")
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device, state: Sequence[Tensor] = ()) -> Iterator[None]:
+    """The global generators, which dropout draws from, begin at a seed or at a state; then they get their own back."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.manual_seed(seed)
+        if state:
+            torch.set_rng_state(state[0])
+        if cuda and state[1:]:
+            torch.cuda.set_rng_state(state[1], device)
+        yield
 
 
 @contextlib.contextmanager
@@ -313,8 +340,9 @@ def accuracy(network: nn.Module, data: Dataset, split: Split) -> float:
     return 100 * correct.item() / len(split)
 
 
-def _fingerprint(network: nn.Module, data: Dataset, training: Training, seed: int) -> str:
+def _fingerprint(network: nn.Module, teacher: nn.Module | None, data: Dataset, training: Training, seed: int) -> str:
     """Tells one training run from another; a checkpoint carries it."""
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    what = [shapes, data.sha256, data.split_seed, len(data.train), asdict(training), seed]
+    weights = [weights_hash(each) for each in (network, teacher) if each is not None]
+    what = [shapes, weights, data.identity(), asdict(training), seed]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()

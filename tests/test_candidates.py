@@ -165,6 +165,20 @@ def test_a_threshold_keeps_what_is_above_it_to_the_filter():
         assert [int((best < 960).sum()), int((best >= 960).sum())] == widths
 
 
+def test_shares_scaled_to_a_measured_budget_use_it_up():
+    def measured(network, example_input):
+        return costs.parameters(network, example_input)
+
+    network = nn.Sequential(nn.Conv2d(3, 300, 1), nn.Conv2d(300, 200, 1), nn.Flatten(1), nn.Linear(200, 2))
+    example = torch.zeros(1, 3, 1, 1)
+    found = Candidates(network, trace(network, example), example, [Budget(measured, 0.1)])
+    drawn = np.random.default_rng(0).uniform(0.02, 1, (20, 2))
+    for shares in [*drawn, *(0.2 * drawn), np.array([1.0, 0.001])]:
+        scaled, shrunk = (found.percent(found.fit(shares, how))["measured"] for how in ("scale", "shrink"))
+        assert shrunk <= scaled <= 10
+        assert scaled > 9
+
+
 def test_the_wall_is_the_largest_width_that_leaves_enough():
     chosen = candidates(Budget("parameters", 0.15))
     for decided in ([], [3], [3, 2]):

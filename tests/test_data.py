@@ -1,5 +1,7 @@
 """Datasets: disjoint seeded splits, augmentation, and one sentence for every bad file."""
 
+import dataclasses
+import json
 import socket
 
 import numpy as np
@@ -133,6 +135,35 @@ def test_truncated_file_is_one_sentence(tmp_path_factory, share):
     (folder / "cifar10.npz").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(InputError, match="cut off"):
         data.load("cifar10", folder)
+
+
+def test_damaged_file_is_one_sentence(tmp_path):
+    path = tmp_path / "cifar10.npz"
+    content = {name: array % 9 for name, array in arrays(4, 4).items()}  # or it would not become smaller
+    np.savez_compressed(path, **content, source=np.array("nobody knows where they come from"))
+    whole, end = path.read_bytes(), path.read_bytes().index(b"PK\x01\x02")
+    # what numpy and zipfile then raise depends on the place: in the images, and in the words on where they come from
+    for place in (*range(80, end // 3, end // 100), whole.rindex(b"source.npy", 0, end) + 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=r"cifar10\.npz is cut off or no \.npz file"):
+            data.load("cifar10", tmp_path)
+
+
+def test_identity_holds_all_that_decides_what_a_network_is_shown(digits):
+    images, labels = digits.train.images[:50], digits.train.labels[:50]
+    one = from_tensors(images, labels)
+    others = [
+        from_tensors(images, labels, flip=True),
+        from_tensors(images, labels, crop=2),
+        from_tensors(images, labels, seed=1),
+        from_tensors(images, labels, validation=0.3),
+        from_tensors(images, labels, test=(images[:5], labels[:5])),
+        dataclasses.replace(one, mean=one.mean + 0.1),
+        dataclasses.replace(one, std=one.std * 2),
+    ]
+    found = [json.dumps(each.identity()) for each in (one, *others)]
+    assert len(set(found)) == len(found)
+    assert json.dumps(from_tensors(images, labels).identity()) == found[0]
 
 
 def test_absent_file_and_unknown_name(tmp_path):

@@ -155,6 +155,25 @@ def test_finetune_steps_raise_the_reward_and_repeat_themselves(digits, trained, 
     assert evaluate.Evaluator(trained, groups, digits, finetune_steps=20)(masks) == tuned
 
 
+def test_the_seed_decides_dropout_in_finetuning_steps_too(digits, trained, example):
+    network = nn.Sequential(trained, nn.Dropout(0.5)).eval()
+    groups = trace(network, example)
+    tuned = evaluate.Evaluator(network, groups, digits, finetune_steps=2)
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        weights.append(torch.cat([p.flatten() for p in tuned.candidate(masks_of(groups, 0.4)).parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_a_frozen_network_cannot_be_finetuned(digits, trained, example):
+    network = copy.deepcopy(trained).requires_grad_(False)
+    groups = trace(network, example)
+    with pytest.raises(InputError, match="No weight of the network may change"):
+        evaluate.Evaluator(network, groups, digits, finetune_steps=1)
+    assert evaluate.Evaluator(network, groups, digits)(masks_of(groups, 0.5)) > 10
+
+
 def test_bad_options(digits, trained, example):
     with pytest.raises(InputError, match="at least 1 image"):
         evaluate.Evaluator(trained, trace(trained, example), digits, images=0)

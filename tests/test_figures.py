@@ -553,6 +553,9 @@ def test_margins_are_taken_seed_by_seed_and_told_from_the_spread(tmp_path):
     assert "| Uniform widths | **+2.00 ± 0.29** |" in lines
     assert "| Uniform widths | +0.00 ± 0.00 |" in lines
     assert margins.spreads(margins.agents_margins(load(tmp_path, make(tmp_path, "one", seeds=(0,))))) == []
+    two = make(tmp_path, "two", methods=("layerwise", "uniform"), seeds=(0, 1))  # which agree by chance
+    lines = margins.spreads(margins.agents_margins(load(tmp_path, two)))
+    assert "| Uniform widths | +2.00 ± 0.00 |" in lines
 
 
 def test_a_finetuning_of_another_search_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """One search for every budget."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -88,6 +89,8 @@ def test_a_checkpoint_is_of_one_split(trained, digits, tmp_path):
         search(trained, digits, data=digits, evaluate=stop, checkpoint=path)
     with pytest.raises(InputError, match="belongs to another run"):
         search(trained, digits, data=data.load("digits", validation=0.2, seed=1), checkpoint=path)
+    with pytest.raises(InputError, match="belongs to another run"):
+        search(trained, digits, data=replace(digits, mean=digits.mean + 0.1), checkpoint=path)
 
 
 def test_filterwise_and_measured_costs_have_fronts_too(trained, digits, tmp_path):

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from rlprune.errors import InputError
 from rlprune.groups import trace
@@ -406,6 +407,23 @@ def test_bad_input_is_told_in_a_sentence(network, example, words):
         trace(network, example)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("hook", "remedy"),
+    [
+        (nn.utils.weight_norm, "use torch.nn.utils.parametrizations.weight_norm in place of"),
+        (nn.utils.spectral_norm, "use torch.nn.utils.parametrizations.spectral_norm in place of"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "torch.nn.utils.prune.remove"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_weight_that_a_hook_computes_is_refused(hook, remedy):
+    layers = {"conv": nn.Conv2d(3, 8, 3), "last": nn.Linear(8, 2)}
+    network = Small(lambda self, x: self.last(pooled(self.conv(x))), **layers)
+    hook(network.conv)
+    with pytest.raises(InputError, match=f"computes a weight of the layer 'conv', .*{remedy}"):
+        trace(network, IMAGES, exclude=["conv"])
 
 
 def test_a_device_without_float64_is_refused(monkeypatch):

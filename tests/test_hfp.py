@@ -269,6 +269,15 @@ def test_same_seed_same_network(trained, digits):
     assert not run(4)[0].equals(history)
 
 
+def test_the_seed_decides_dropout_too(trained, digits):
+    def run(start):
+        torch.manual_seed(start)
+        return hfp(network, digits.example, BOTH, digits, epochs=1, progress=False, evaluation=SMALL).history["loss"]
+
+    network = nn.Sequential(trained, nn.Dropout(0.5)).eval()
+    assert run(1).equals(run(2))
+
+
 def test_a_frozen_network_and_budgets_that_are_met_already(trained, digits):
     network = copy.deepcopy(trained).requires_grad_(False)
     result = hfp(network, digits.example, [Budget("macs", 1.0)], digits, epochs=1, progress=False, evaluation=SMALL)

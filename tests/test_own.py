@@ -64,6 +64,12 @@ def test_images_that_numpy_does_not_know():
     assert own.train.images.dtype == torch.float32
 
 
+def test_a_network_of_other_numbers_than_the_images_is_refused():
+    for kind in (torch.float64, torch.bfloat16):
+        with pytest.raises(InputError, match=f"example input is {str(kind)[6:]}, .* come to a network as float32"):
+            dataset_of(pair(), EXAMPLE.to(kind))
+
+
 def test_an_image_folder_with_a_class_per_subfolder(tmp_path):
     for label, name in enumerate(["cat", "dog"]):
         (tmp_path / name).mkdir()

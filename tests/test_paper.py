@@ -88,6 +88,22 @@ def test_finetuning_before_the_reward_keeps_weights_pruned_and_helps(trained, di
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
 
 
+def test_a_network_in_training_mode_keeps_its_statistics(trained, digits):
+    network = copy.deepcopy(trained).train()
+    PublishedEnv(network, digits, False, COARSE, episodes=1, images=50, seed=0)
+    assert network.training
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), trained.buffers(), strict=True))
+
+
+def test_the_seed_decides_dropout_too(trained, digits):
+    network, rewards = nn.Sequential(trained, nn.Dropout(0.5)).eval(), []
+    for start in (1, 2):
+        env = PublishedEnv(network, digits, False, Schedule(1.0, (5,)), episodes=1, images=400, seed=0)
+        torch.manual_seed(start)
+        rewards.append(play(env, [[0.7]] * 4)[0])
+    assert rewards[0] == rewards[1]
+
+
 def test_fine_masks_whole_filters_from_a_half_on(trained, digits, monkeypatch):
     env = PublishedEnv(trained, digits, True, FINE, episodes=10, images=50, seed=0)
     seen = []
@@ -143,6 +159,9 @@ def test_bad_input_is_named(trained, digits):
         peers.paper_fine(trained, digits.example, [Budget("parameters", 0.5)], evaluate=lambda network: 0.0)
     with pytest.raises(InputError, match="at least 1 episode and 1 image"):
         peers.paper_fine(trained, digits.example, [Budget("parameters", 0.5)], digits, images=0)
+    frozen = copy.deepcopy(trained).requires_grad_(False)
+    with pytest.raises(InputError, match="No weight of the network may change"):
+        peers.paper_coarse(frozen, digits.example, [Budget("parameters", 0.5)], digits, episodes=1, progress=False)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.Linear(16, 10))
     with pytest.raises(InputError, match="no filter to prune"):
         peers.paper_coarse(flat, digits.example, [Budget("parameters", 0.5)], digits)

@@ -1,6 +1,7 @@
 """PruneTrain: a network that is trained from scratch and loses its filters on the way."""
 
 import copy
+import dataclasses
 import itertools
 
 import pandas as pd
@@ -191,6 +192,9 @@ def test_a_stopped_training_ends_as_if_never_stopped(grow_batch, trained, digits
     assert all(torch.equal(one, other) for one, other in pairs)
     with pytest.raises(InputError, match="belongs to another run"):
         run(path, seed=1)
+    mirrored = dataclasses.replace(digits, flip=True)
+    with pytest.raises(InputError, match="belongs to another run"):
+        prunetrain(trained, digits.example, [Budget("parameters", 0.3)], mirrored, checkpoint=path, **settings)
 
 
 def stopped(run, epoch, bar, stop, train):

@@ -1,6 +1,7 @@
 """The search: within budget, alive from the start, repeatable, resumable after SIGKILL; results that last."""
 
 import copy
+import dataclasses
 import os
 import signal
 import subprocess
@@ -108,6 +109,13 @@ def test_killed_search_ends_as_if_never_stopped(least, found, trained, digits, t
     assert resumed.evaluations == 30
     with pytest.raises(InputError, match="belongs to another run"):
         search(trained, digits, seed=5, checkpoint=path)
+
+
+def test_a_checkpoint_is_of_one_normalisation(trained, digits, tmp_path):
+    path = tmp_path / "search.pt"
+    search(trained, digits, episodes=2, checkpoint=path)
+    with pytest.raises(InputError, match="belongs to another run"):
+        search(trained, dataclasses.replace(digits, std=2 * digits.std), episodes=2, checkpoint=path)
 
 
 def test_budget_out_of_reach_is_refused_before_the_search(trained, digits):

@@ -310,8 +310,9 @@ def test_a_residual_network_is_within_budget_and_untouched(residual, digits):
     assert result.reward > 45
     assert unchanged(residual, before)
     assert not residual.training
-    assert not residual.stem[0].weight.requires_grad
-    assert residual.stem[1].weight.requires_grad
+    for network in (residual, result.network):
+        assert not network.stem[0].weight.requires_grad
+        assert network.stem[1].weight.requires_grad
     residual.stem[0].weight.requires_grad_(True)
 
 

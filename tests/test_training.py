@@ -1,11 +1,13 @@
 """Training: it learns, repeats itself, and goes on where it was killed."""
 
+import copy
 import dataclasses
 import os
 
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from rlprune import files, networks, training
 from rlprune.errors import InputError
@@ -45,6 +47,46 @@ def test_same_seed_same_network(digits):
     assert not state_equal(a, c)
 
 
+def dropping():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Dropout(0.5), nn.Linear(128, 10))
+
+
+def test_the_seed_decides_dropout_too_in_a_stopped_run_as_well(digits, tmp_path, monkeypatch):
+    whole, part, again, path = dropping(), dropping(), dropping(), tmp_path / "run.pt"
+    torch.manual_seed(1)
+    fit(whole, digits, SCHEDULE, progress=None)
+    real = training.one_epoch
+
+    def stop_in_second(*args):
+        if path.exists():
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, "one_epoch", stop_in_second)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        fit(part, digits, SCHEDULE, checkpoint=path, progress=None)
+    monkeypatch.undo()
+    assert torch.equal(torch.get_rng_state(), before)
+    fit(again, digits, SCHEDULE, checkpoint=path, progress=None)
+    assert state_equal(again, whole)
+
+
+def test_a_teacher_teaches_in_evaluation_mode_and_keeps_its_own(digits, trained):
+    schedule = dataclasses.replace(SCHEDULE, epochs=1, distillation=0.5)
+    expected, network, training_teacher = small(), small(), copy.deepcopy(trained).train()
+    training_teacher.features[1].eval()
+    modes = [module.training for module in training_teacher.modules()]
+    fit(expected, digits, schedule, teacher=trained, progress=None)
+    fit(network, digits, schedule, teacher=training_teacher, progress=None)
+    assert state_equal(expected, network)
+    assert state_equal(training_teacher, trained)
+    assert [module.training for module in training_teacher.modules()] == modes
+
+
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_stopped_run_ends_as_if_never_stopped(digits, tmp_path, monkeypatch, average):
     whole, part, schedule = small(), small(), dataclasses.replace(SCHEDULE, average=average)
@@ -61,7 +103,9 @@ def test_stopped_run_ends_as_if_never_stopped(digits, tmp_path, monkeypatch, ave
     with pytest.raises(KeyboardInterrupt):
         fit(part, digits, schedule, checkpoint=path, progress=None)
     monkeypatch.undo()
-    fresh = small(seed=9)  # what it starts from must not matter
+    with pytest.raises(InputError, match="belongs to another run"):  # or it would end with the weights of this one
+        fit(small(seed=9), digits, schedule, checkpoint=path, progress=None)
+    fresh = small()
     history = fit(fresh, digits, schedule, checkpoint=path, progress=None)
     assert state_equal(whole, fresh)
     numbers = ["epoch", "loss", "train_accuracy", "validation_accuracy"]
@@ -105,6 +149,18 @@ def test_foreign_and_broken_checkpoints_are_one_sentence(digits, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="is cut off"):
         fit(small(), digits, SCHEDULE, checkpoint=path, progress=None)
+
+
+def test_a_checkpoint_and_lessons_are_of_one_way_to_show_images(digits, trained, tmp_path):
+    mirrored, path = dataclasses.replace(digits, flip=True), tmp_path / "run.pt"
+    schedule = dataclasses.replace(SCHEDULE, epochs=1, distillation=0.5)
+    alone, second = small(), small()
+    fit(alone, mirrored, schedule, teacher=trained, progress=None)
+    fit(small(), digits, schedule, teacher=trained, lessons=tmp_path, checkpoint=path, progress=None)
+    with pytest.raises(InputError, match="belongs to another run"):
+        fit(small(), mirrored, schedule, teacher=trained, checkpoint=path, progress=None)
+    fit(second, mirrored, schedule, teacher=trained, lessons=tmp_path, progress=None)
+    assert state_equal(alone, second)
 
 
 def test_checkpoint_that_would_run_code_is_refused(tmp_path):
@@ -168,8 +224,11 @@ def test_a_stopped_run_takes_up_its_lessons_in_the_middle(digits, trained, tmp_p
     with pytest.raises(KeyboardInterrupt):
         fit(part, digits, schedule, **run)
     monkeypatch.undo()
-    fit(part, digits, schedule, **run)
-    assert state_equal(whole, part)
+    again = small()
+    with pytest.raises(InputError, match="belongs to another run"):
+        fit(again, digits, schedule, **{**run, "teacher": small(1)})
+    fit(again, digits, schedule, **run)
+    assert state_equal(whole, again)
 
 
 def test_a_lesson_broken_off_is_not_kept_and_a_broken_one_is_named(digits, trained, tmp_path, monkeypatch):
@@ -241,6 +300,14 @@ def test_what_a_killed_writer_left_goes_but_not_what_is_being_written(tmp_path):
     os.utime(other, (0, 0))
     files.write_atomically(tmp_path / "file[1].pt", lambda path: path.write_text("whole"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [busy.name, other.name, "file[1].pt"]
+
+
+def test_a_file_that_another_process_has_just_put_in_place_is_no_fault(tmp_path, monkeypatch):
+    left = tmp_path / ".file.txt.7.partial"
+    left.write_text("whole")
+    monkeypatch.setattr(files.time, "time", lambda: left.unlink() or 0.0)  # as late as can be
+    files.write_atomically(tmp_path / "file.txt", lambda path: path.write_text("whole"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.peers.targets import ExactCosts, on_target
 from rlprune.result import PruningResult
-from rlprune.training import accuracy, half_precision
+from rlprune.training import accuracy, half_precision, seeded
 
 SAMPLE = 500  # training images that importance is measured on
 UNIMPORTANT = 0.05  # of the mean importance: the least that a filter is taken to have
@@ -69,6 +69,7 @@ def hfp(
 ) -> PruningResult:
     """Train with a penalty on the relative excess over the budgets; ends at most 1 % below each of them.
 
+    Frozen weights are trained, too, during the search, and stay marked as frozen.
     Where a single filter costs more than that, or no widths bring two budgets together, as near as
     `rlprune.peers.targets.on_target` gets.
 
@@ -87,7 +88,7 @@ def hfp(
         threshold: |γ| up to which a filter is off, as a share of the network's mean |γ|.
         near: how far below its limit a cost may end, as a share of the limit. Of two budgets that do not go well
             together the second may cost accuracy to use up: 1 never brings filters back for its sake.
-        seed: of the batches.
+        seed: of the batches and of dropout.
         progress: show a bar.
         options: those of `rlprune.peers.judged.judged`; its criterion plays no part.
 
@@ -112,7 +113,8 @@ def hfp(
     gates, costs = Gates(candidates, evaluator.data, threshold), ExactCosts(candidates, near)
     run = _Run(candidates, evaluator, gates, costs, epochs * (len(evaluator.data.train) // batch_size), pace)
     generator, history = torch.Generator().manual_seed(seed), []
-    with tqdm(total=run.steps, desc="hfp", mininterval=1, disable=not progress) as bar:
+    device = evaluator.data.device
+    with seeded(seed, device), tqdm(total=run.steps, desc="hfp", mininterval=1, disable=not progress) as bar:
         for epoch in range(1, epochs + 1):
             begun, figures = time.perf_counter(), []
             for images, labels in evaluator.data.augmented(batch_size, generator, epoch):

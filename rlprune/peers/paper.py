@@ -30,7 +30,7 @@ from rlprune.log import SearchLog
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.result import PruningResult
-from rlprune.training import accuracy, half_precision
+from rlprune.training import accuracy, changeable, evaluating, half_precision, seeded
 
 BATCH, RATE = 60, 3e-4  # of the fine-tuning with Adam before the reward
 IMAGES = 20_000  # training images that judge
@@ -116,7 +116,7 @@ class PublishedEnv(gymnasium.Env):
         schedule: see `Schedule`.
         episodes: that the schedule spans.
         images: see `paper_coarse`.
-        seed: of the fine-tuning batches.
+        seed: of the fine-tuning batches and of dropout.
 
     Attributes:
         played: a dict per finished episode: reward, cost (percent of weights kept), actions per layer, seconds.
@@ -129,7 +129,10 @@ class PublishedEnv(gymnasium.Env):
         self, network: nn.Module, data: Dataset, fine: bool, schedule: Schedule, episodes: int, images: int, seed: int
     ) -> None:
         self.network, self.data, self.fine, self.schedule, self.episodes = network, data, fine, schedule, episodes
+        if any(schedule.phases):
+            changeable(network)
         self.split = data.train[slice(0, images)]
+        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
         self.layers = _convolutions(network, data.example)
         modules = [network.get_submodule(name) for name in self.layers]
@@ -198,13 +201,14 @@ class PublishedEnv(gymnasium.Env):
             optimizer = torch.optim.Adam(network.parameters(), lr=RATE)
             batch_size = min(BATCH, len(self.data.train))
             epochs = (self.data.augmented(batch_size, self.generator, epoch) for epoch in itertools.count())
-            for images, labels in itertools.islice(itertools.chain.from_iterable(epochs), steps):
-                with half_precision(images.device):
-                    loss = F.cross_entropy(network(images), labels)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                cut()
+            with seeded(self.seed, self.data.device):
+                for images, labels in itertools.islice(itertools.chain.from_iterable(epochs), steps):
+                    with half_precision(images.device):
+                        loss = F.cross_entropy(network(images), labels)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    cut()
         return accuracy(network, self.data, self.split)
 
     def _observation(self) -> np.ndarray:
@@ -286,7 +290,7 @@ def _convolutions(network: nn.Module, example: Tensor) -> list[str]:
         if isinstance(module, nn.Conv2d)
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(network):  # statistics of batch norm stay as they are
             network(example)
     finally:
         for hook in hooks:

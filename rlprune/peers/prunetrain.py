@@ -119,7 +119,7 @@ def prunetrain(
         path, which = Path(checkpoint) if checkpoint is not None else None, ""
         if path is not None:
             limits = [[budget.name, limit] for budget, limit in zip(budgets, candidates.limits.tolist(), strict=True)]
-            images = [evaluator.data.sha256, evaluator.data.split_seed, len(evaluator.data.train)]
+            images = evaluator.data.identity()
             given = [limits, images, asdict(training), share, interval, threshold, settle, grow_batch, seed]
             given += [candidates.least, candidates.multiple, [group.name for group in candidates.groups]]
             given += [options.get("evaluation")]

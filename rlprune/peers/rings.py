@@ -186,7 +186,10 @@ class Scales:
     def folded(self, network: nn.Module) -> nn.Module:
         """A copy of the network with the scales in its weights."""
         parameters = dict(network.named_parameters())
-        memo = {id(parameters[name]): nn.Parameter(value) for name, value in self.weights(network).items()}
+        memo: dict[int, Any] = {}
+        for name, value in self.weights(network).items():
+            old = parameters[name]
+            memo[id(old)] = nn.Parameter(value, requires_grad=old.requires_grad)
         return rebuild(network, memo)
 
     def expected(self, sharp: float) -> Tensor:

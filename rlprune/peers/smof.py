@@ -45,7 +45,7 @@ from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.peers.rings import Scales, removable, without_rings
 from rlprune.result import PruningResult
-from rlprune.training import Training, accuracy, half_precision, sgd
+from rlprune.training import Training, accuracy, half_precision, seeded, sgd
 
 FIRST = 0.1  # λ to begin with
 GAIN = 20.0  # by how many powers of e λ grows in the whole fading while the cost is e times the curve's
@@ -74,6 +74,8 @@ def smof(
 ) -> PruningResult:
     """Let scales on filters and kernel rings fade while the network trains on, then remove what has faded.
 
+    Frozen weights are trained, too, during the search, and stay marked as frozen.
+
     Args:
         network: trained; see `rlprune.prune`.
         example_input: see `rlprune.prune`.
@@ -85,7 +87,7 @@ def smof(
         batch_size: images a step.
         learning_rate: of the weights (SGD with momentum): constant until the cut, from then on falling to 0.
         travel: how far a scale (trained by Adam) could go in the whole fading; 1 is from all to nothing.
-        seed: of the batches.
+        seed: of the batches and of dropout.
         progress: show a bar.
         options: those of `rlprune.peers.judged.judged`; ``criterion`` decides nothing here.
 
@@ -111,12 +113,13 @@ def smof(
             "and to settle: lower batch_size or raise epochs."
         )
     start = time.perf_counter()
-    devices = [example_input.device] if example_input.is_cuda else []
-    with torch.random.fork_rng(devices), tqdm(total=steps, desc="smof", mininterval=1, disable=not progress) as bar:
-        torch.manual_seed(seed)  # for dropout
+    device = example_input.device
+    with seeded(seed, device), tqdm(total=steps, desc="smof", mininterval=1, disable=not progress) as bar:
         run = _Run(candidates, evaluator, schedule, rings, fading, travel)
         history = run.epochs(torch.Generator().manual_seed(seed), bar)
         run.enforce()
+    for name, parameter in network.named_parameters():
+        run.network.get_parameter(name).requires_grad_(parameter.requires_grad)
     seconds = time.perf_counter() - start
     method = "smof" if rings else "smof_filters"
     return delivered(candidates, evaluator, run.network, run.masks, history, seconds, method)
