@@ -47,6 +47,18 @@ def test_same_seed_same_network(digits):
     assert not state_equal(a, c)
 
 
+def stop_in_second_epoch(monkeypatch, path):
+    """Until undone, training into this checkpoint is interrupted once its first epoch is over."""
+    real = training.one_epoch
+
+    def stopping(*args):
+        if path.exists():
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(training, "one_epoch", stopping)
+
+
 def dropping():
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
@@ -57,14 +69,7 @@ def test_the_seed_decides_dropout_too_in_a_stopped_run_as_well(digits, tmp_path,
     whole, part, again, path = dropping(), dropping(), dropping(), tmp_path / "run.pt"
     torch.manual_seed(1)
     fit(whole, digits, SCHEDULE, progress=None)
-    real = training.one_epoch
-
-    def stop_in_second(*args):
-        if path.exists():
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(training, "one_epoch", stop_in_second)
+    stop_in_second_epoch(monkeypatch, path)
     torch.manual_seed(2)
     before = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
@@ -92,14 +97,7 @@ def test_stopped_run_ends_as_if_never_stopped(digits, tmp_path, monkeypatch, ave
     whole, part, schedule = small(), small(), dataclasses.replace(SCHEDULE, average=average)
     expected = fit(whole, digits, schedule, progress=None)
     path = tmp_path / "run.pt"
-    real = training.one_epoch
-
-    def stop_in_second(*args):
-        if path.exists():
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(training, "one_epoch", stop_in_second)
+    stop_in_second_epoch(monkeypatch, path)
     with pytest.raises(KeyboardInterrupt):
         fit(part, digits, schedule, checkpoint=path, progress=None)
     monkeypatch.undo()

@@ -46,7 +46,7 @@ from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.peers.lasso import Lasso
 from rlprune.result import PruningResult
-from rlprune.training import Training, accuracy, fillable, half_precision, one_epoch, sgd
+from rlprune.training import Training, accuracy, fillable, half_precision, one_epoch, seeded, sgd
 
 
 def prunetrain(
@@ -113,8 +113,7 @@ def prunetrain(
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
     fillable(evaluator.data, training)
     start, device = time.perf_counter(), evaluator.data.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # of dropout, which has no generator of its own
+    with seeded(seed, device):  # for dropout, which has no generator of its own
         run = _Run(candidates, evaluator, training, share, seed)
         path, which = Path(checkpoint) if checkpoint is not None else None, ""
         if path is not None:
