@@ -1,5 +1,6 @@
 """What a search returns: saved without code, loaded without searching, exported."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -52,6 +53,15 @@ def test_own_network_needs_its_architecture_to_load(found, trained, tmp_path, im
     with pytest.raises(InputError, match="a pruned network of your own"):
         load(tmp_path)
     assert torch.allclose(load(tmp_path, trained).network(images), found.network(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("lies", [torch.channels_last, torch.contiguous_format])
+def test_a_loaded_network_lies_in_memory_as_the_delivered_one(found, trained, tmp_path, lies):
+    network = copy.deepcopy(found.network).to(memory_format=lies)  # what was measured must be as fast when loaded
+    dataclasses.replace(found, network=network).save(tmp_path)
+    kernels = [tensor for tensor in load(tmp_path, trained).network.parameters() if tensor.ndim == 4]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=lies) for kernel in kernels)
 
 
 def test_an_agent_of_another_result_does_not_stay(found, trained, tmp_path):
