@@ -185,6 +185,32 @@ def test_ablation_study_changes_one_thing_at_a_time(here):
     assert len(set(map(str, rewards.values()))) == 3
 
 
+def test_what_is_finished_stays_when_a_study_grows(here, monkeypatch):
+    made, prune = [], study.prune
+
+    def killed_at_third(*args, seed, **more):
+        made.append((seed, more.get("fit_budget", "default")))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return prune(*args, seed=seed, **more)
+
+    small = {**TINY["studies"]["ablation"], "changes": {"default": {}, "wall": {"fit_budget": "wall"}}, "seeds": [0, 1]}
+    grown = {**small, "changes": {"default": {}, "wall": {"fit_budget": "shrink"}, "none": {"fit_budget": "none"}}}
+    entry = dict(small)
+    monkeypatch.setattr(
+        Project, "entry", lambda self, group, name: entry if name == "grows" else known(self, group, name)
+    )
+    monkeypatch.setattr(study, "prune", killed_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        study.run("grows", here, progress=False)
+    entry |= {**grown, "seeds": [0, 2]}
+    made.append(None)
+    study.run("grows", here, progress=False)
+    expected = [(0, "shrink"), (0, "none"), (2, "default"), (2, "shrink"), (2, "none")]  # a change that changed is new
+    assert made == [(0, "default"), (0, "wall"), (1, "default"), None, *expected]
+    shutil.rmtree(here / "checkpoints")  # of the change and the seed that the entry no longer has
+
+
 def test_schedule_study_trains_the_agents_network(here):
     study.run("schedule", here, progress=False)
     found = rows(here, "schedule")

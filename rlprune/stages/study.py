@@ -140,13 +140,21 @@ def _measured(name: str, root: Path, task: Row, progress: bool) -> tuple[Path, l
     else:
         network = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
     begun = weights_hash(_first(here, entry, data)) if "begin" in entry else None
-    which = fingerprint(weights_hash(network), begun, data.describe(), entry, _evaluation(here, entry), task)
+    own, judged = _own(entry, task), _evaluation(here, entry)
+    which = fingerprint(weights_hash(network), begun, data.describe(), own, judged, task)
     state = here.checkpoint(name, "study", which)
     path = state.with_suffix(".json")
     if not path.exists():
         rows = KINDS[entry["kind"]][1](here, entry, task, network, data, state, progress)
         write_json(path, [{**task, **row} for row in rows])
     return path, read_json(path)
+
+
+def _own(entry: Row, task: Row) -> Row:
+    """What a measurement depends on of its entry: not on which others there are, so that more leave it finished."""
+    lists = {"changes", "candidates"} | ({"seeds"} if "seed" in task else set())
+    changes = {value: entry["changes"][value] for value in task.values() if value in entry.get("changes", ())}
+    return {**{key: value for key, value in entry.items() if key not in lists}, **changes}
 
 
 def _evaluation(here: Project, entry: Row) -> Row:
