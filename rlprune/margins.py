@@ -63,9 +63,13 @@ def _cell(difference: float, error: float, seeds: float) -> str:
 
 
 def extras(results: Results) -> list[str]:
-    """Lines on what only some methods have: kernel sizes that changed, MACs of a training from scratch."""
+    """Lines on what only some methods have: training of their own, kernel sizes that changed, MACs of a training."""
     lines = []
     for name, search in results.searches.items():
+        if "epoch" in search.history:
+            epochs = search.history.groupby("method")["epoch"].max().dropna().to_dict()
+            own = ", ".join(f"{method_label(m)} ({epochs[m]:.0f})" for m in sorted(epochs, key=method_rank))
+            lines.append(f"- {name}: these train all weights, for epochs, before the fine-tuning common to all: {own}.")
         for method, runs in search.metrics["methods"].items():
             for seed, run in runs.items():
                 who = f"- {name}, {method_label(method)}, seed {seed}"

@@ -579,8 +579,15 @@ def test_what_only_some_methods_have_stands_beside_the_table(tmp_path):
     metrics["methods"]["smof"]["0"]["kernels"] = {"1×1": 3, "3×3": 5}
     metrics["methods"]["prunetrain"]["0"]["training_macs"] = {"value": 3e12, "dense": 5e12}
     file.write_text(json.dumps(metrics))
+    history = pd.read_csv(file.with_name("history.csv"))
+    spent = [
+        (method, 0, epoch) for method, count in {"smof": 4, "prunetrain": 6}.items() for epoch in range(1, count + 1)
+    ]
+    history = pd.concat([history, pd.DataFrame(spent, columns=["method", "seed", "epoch"])])
+    history.to_csv(file.with_name("history.csv"), index=False)
     reports.report("quick", [name], tmp_path / "reports", tmp_path)
     page = (tmp_path / "reports/results.md").read_text()
+    assert "common to all: PruneTrain (6), SMOF (4)." in page
     assert "SMOF, seed 0: kernels 3 of 1×1, 5 of 3×3." in page
     assert "PruneTrain, seed 0: 60.0 % of the MACs" in page
 
