@@ -90,7 +90,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
         InputError: the file is absent or cut off.
     """
     if not path.is_file():
-        raise InputError(f"There are no weights {path}: make them first, in the pipeline with `dvc repro` and their stage.")
+        raise InputError(
+            f"There are no weights {path}: make them first, in the pipeline with their stage's `dvc repro`."
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the broken bytes lead it to

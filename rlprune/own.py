@@ -4,6 +4,7 @@ What is given as floating point is taken as the network wants it, and stays so;
 bytes are scaled to zero mean and unit variance first.
 """
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,11 @@ OwnData = Dataset | tuple[Tensor, Tensor] | str | Path | Iterable[tuple[Tensor, 
 
 def dataset_of(data: OwnData, example_input: Tensor, seed: int = 0) -> Dataset:
     """Whatever a caller has, as a `Dataset` on the device of the example input.
+
+    Of a loader the first `MOST` images are taken, of a folder as many at random: more than a search looks at, but few
+    to train on. A fifth of what is given, unless as a `Dataset`, is set aside for validation, and training images are
+    neither cropped nor mirrored. So it is in fine-tuning, too (``prune(finetune=)``): hand over
+    ``from_loader(…, most=)``, ``from_folder(…, most=)`` or ``from_tensors(…, crop=, flip=)`` for anything else.
 
     Args:
         data: a `Dataset`; a pair (images, labels); an iterable of such pairs, such as a
@@ -91,40 +97,45 @@ def from_tensors(
 
 
 def from_loader(
-    loader: Iterable[tuple[Tensor, Tensor]], most: int = MOST, validation: float = 0.2, seed: int = 0
+    loader: Iterable[tuple[Tensor, Tensor]], most: int | None = None, validation: float = 0.2, seed: int = 0
 ) -> Dataset:
     """A dataset from batches (images, labels), such as those of a DataLoader: its first ``most`` images.
 
-    They are used as the loader gives them, its own random crops and mirror images included.
+    They are used as the loader gives them, its own random crops and mirror images included. Without ``most`` they are
+    `MOST`, with a warning if there are others.
 
     Raises:
         InputError: the loader gives something else, or nothing.
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
+    wanted, more = MOST if most is None else most, False
     for batch in loader:
         fits = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
         if not fits:
             raise InputError(f"The data must come in pairs of tensors (images, labels), not as {type(batch).__name__}.")
-        if sum(map(len, images)) >= most:
-            ahead = torch.cat(labels)[:most]
-            if ahead.ndim == 1 and (ahead.diff() >= 0).all():
-                raise InputError(
-                    f"The loader gives its images class by class, and of its first {most} the last ones are of class "
-                    f"{int(ahead[-1])}: shuffle it."
-                )
+        if more := sum(map(len, images)) >= wanted:
             break
         images.append(batch[0])
         labels.append(batch[1])
     if not images:
         raise InputError("The data holds no batch.")
-    return from_tensors(torch.cat(images)[:most], torch.cat(labels)[:most], validation, seed)
+    ahead = torch.cat(labels)[:wanted]
+    if more or sum(map(len, images)) > wanted:
+        if ahead.ndim == 1 and (ahead.diff() >= 0).all():
+            raise InputError(
+                f"The loader gives its images class by class, and of its first {wanted} the last ones are of class "
+                f"{int(ahead[-1])}: shuffle it."
+            )
+        if most is None:
+            _left_out("the first of a loader", "from_loader")
+    return from_tensors(torch.cat(images)[:wanted], ahead, validation, seed)
 
 
 def from_folder(
     folder: str | Path,
     size: tuple[int, int] = (224, 224),
-    most: int = MOST,
+    most: int | None = None,
     validation: float = 0.2,
     seed: int = 0,
     statistics: tuple[Tensor, Tensor] | None = IMAGENET,
@@ -135,7 +146,7 @@ def from_folder(
         folder: its path.
         size: height and width that images are brought to: the shorter side is scaled to 8/7
             of it and the middle cut out, as torchvision's trained networks expect.
-        most: images used, drawn at random if there are more.
+        most: images used, drawn at random if there are more; None for `MOST`, with a warning if there are.
         validation: share set aside for validation.
         seed: of the draw and the division.
         statistics: mean and std per channel in units of 0…1, (3,), that the network was trained
@@ -161,7 +172,10 @@ def from_folder(
             vision.transforms.PILToTensor(),
         ]
     )
-    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:most].tolist()
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
+    order = order[: MOST if most is None else most].tolist()
+    if most is None and len(order) < len(found):
+        _left_out(f"drawn from {len(found)} of a folder", "from_folder")
     images = []
     for index in order:
         try:
@@ -174,6 +188,15 @@ def from_folder(
     digest = content_hash({"images": pixels.numpy(), "labels": labels.numpy()})
     source = f"{len(order)} of {len(found)} images of a folder"
     return from_splits(whole, whole[slice(0, 0)], "own", validation, seed, False, source, digest, 0, statistics)
+
+
+def _left_out(which: str, function: str) -> None:
+    """Warn of images that are not used."""
+    warnings.warn(
+        f"Of the data {MOST} images are used, {which}: for more, to fine-tune on, say, hand over "
+        f"rlprune.own.{function}(…, most=…).",
+        stacklevel=3,
+    )
 
 
 def _split(images: Tensor, labels: Tensor) -> Split:

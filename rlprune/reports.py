@@ -1,9 +1,11 @@
 """A suite's report: the table and every figure, written together or not at all."""
 
 import contextlib
+import glob
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from rlprune.margins import agents_margins, extras, spreads
 from rlprune.published import EPOCHS, beside
 from rlprune.tables import COUNTED, limits, load_results, page, results_table
 
+ABANDONED = 3600.0  # seconds, as in rlprune.files, which would make what only draws wait for torch
 _OURS = re.compile(
     r"(results|margins)\.(csv|md)|(accuracy_(against|by)_.+|(curves|progress|widths|training)_.+)\.(png|svg)"
 )
@@ -81,18 +84,23 @@ def report(
 def renewed(folder: str | Path, ours: re.Pattern[str]) -> Iterator[Path]:
     """A folder to make files in, beside the given one, into which they are moved at the end.
 
-    Files there whose names match ``ours`` and that are not made again go. After an error all is as before.
+    Files there whose names match ``ours`` and that are not made again go. After an error all is as before. What a
+    process left beside it that was killed goes the next time.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield partial
         folder.mkdir(exist_ok=True)
-        for stale in [file for file in folder.iterdir() if ours.fullmatch(file.name)]:
-            if not (partial / stale.name).exists():
-                stale.unlink()
-        for file in partial.iterdir():
+        made = list(partial.iterdir())
+        for file in made:
             file.replace(folder / file.name)
+        for stale in [file for file in folder.iterdir() if ours.fullmatch(file.name)]:
+            if stale.name not in {file.name for file in made}:
+                stale.unlink()
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rlprune.errors import InputError, one_of
+from rlprune.files import write_atomically
 
 NAMES = ["digits", "cifar10", "cifar100", "svhn"]
 ARRAYS = ["train_images", "train_labels", "test_images", "test_labels"]
@@ -103,12 +104,12 @@ def fetch(name: str, folder: str | Path | None = None) -> Path | None:
     target = folder / f"{name}.npz"
     if not target.exists():
         arrays = _official(name, folder)
-        partial = target.with_suffix(".partial.npz")
-        try:
-            np.savez(partial, **arrays, source=np.array(OFFICIAL))
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:  # to a path np.savez would add .npz
+                np.savez(file, **arrays, source=np.array(OFFICIAL))
+
+        write_atomically(target, write)
     return target
 
 

@@ -82,6 +82,14 @@ def load_results(suite: str, experiments: Sequence[str], results: str | Path = "
                     f"{finetunes[name].folder}/metrics.json is of another network than the search beside it left with "
                     f"{method} (seed {seed}): {_remedy(suite, name, 'finetune')}."
                 )
+        for stage in (search, finetunes[name]):
+            # the history is written first: where a stage was killed right then, it tells of runs without an outcome
+            rows = zip(stage.history["method"], stage.history["seed"].astype(str), strict=True)
+            if odd := sorted(set(rows) - was):
+                raise InputError(
+                    f"{stage.folder}/history.csv tells of {odd[0][0]} (seed {odd[0][1]}), and the metrics.json beside "
+                    f"it does not: {_remedy(suite, name, stage.folder.name)}."
+                )
     folder = Path(results) / "baselines"
     started = {name: _read(folder / name, suite, name, "baseline") for name in baselines}
     return Results(suite, searches, finetunes, started)

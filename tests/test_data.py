@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from hypothesis import strategies as st
 from rlprune import data, sources
 from rlprune.errors import InputError
 from rlprune.own import from_tensors
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def arrays(n=20, m=10):
@@ -203,6 +208,42 @@ def test_official_images_become_the_four_arrays(tmp_path, monkeypatch):
     assert all(np.array_equal(read[name], content[name]) for name in sources.ARRAYS)
     assert data.load("cifar10", tmp_path).source == sources.OFFICIAL
     assert [p.name for p in tmp_path.iterdir()] == ["cifar10.npz"]
+
+
+FETCH = """
+import pathlib, sys, time
+import numpy as np
+from rlprune import sources
+
+folder, savez = pathlib.Path(sys.argv[1]), np.savez
+
+def meet(where):
+    (folder / f"{where}.{sys.argv[2]}").touch()
+    for _ in range(6000):
+        if len(list(folder.glob(f"{where}.*"))) == 2:
+            return
+        time.sleep(0.01)
+
+def official(name, folder):
+    meet("had")
+    images, labels = np.zeros((4, 3, 8, 8), np.uint8), np.zeros(4, np.uint8)
+    return dict(train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+
+def written(*args, **arrays):
+    savez(*args, **arrays)
+    meet("written")
+
+sources._official, np.savez = official, written
+sources.fetch("cifar10", folder / "data")
+"""
+
+
+def test_two_processes_fetch_the_same_dataset(tmp_path):
+    (tmp_path / "data").mkdir()
+    both = [subprocess.Popen([sys.executable, "-c", FETCH, tmp_path, name], cwd=ROOT) for name in "ab"]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar10.npz"]
+    assert len(sources.read_npz(tmp_path / "data/cifar10.npz")["test_images"]) == 4
 
 
 def test_data_folder_follows_the_environment(monkeypatch, tmp_path):

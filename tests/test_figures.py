@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -237,11 +238,43 @@ def test_a_failing_report_leaves_the_old_one(tmp_path, monkeypatch):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["reports", "results"]
 
 
+def test_a_killed_report_leaves_what_goes_next_time(tmp_path, monkeypatch):
+    folder = tmp_path / "quick"
+    folder.mkdir()
+    (folder / "stale.md").touch()
+    for name in (".quick.dead", ".quick.busy"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / ".quick.dead", (0, 0))
+
+    def renew():
+        with reports.renewed(folder, re.compile(r".*\.md")) as partial:
+            (partial / "new.md").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            renew()
+    assert [file.name for file in folder.iterdir()] == ["stale.md"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".quick.busy", "quick"]
+    renew()
+    assert [file.name for file in folder.iterdir()] == ["new.md"]
+
+
 def test_report_without_an_agent_has_no_curves(tmp_path):
     name = make(tmp_path / "results", methods=("uniform", "taylor"))
     reports.report("quick", [name], tmp_path / "reports", tmp_path / "results")
     assert not list((tmp_path / "reports").glob("curves_*"))
     assert "curves_" not in (tmp_path / "reports" / "results.md").read_text()
+
+
+@pytest.mark.parametrize("stage", ["search", "finetune"])
+def test_a_history_newer_than_its_metrics_is_refused(tmp_path, stage):
+    name = make(tmp_path)
+    path = tmp_path / "quick" / name / stage / "history.csv"
+    history = pd.read_csv(path)
+    pd.concat([history, history.assign(seed=1)]).to_csv(path, index=False)
+    with pytest.raises(InputError, match=rf"history.csv tells of layerwise \(seed 1\), .*python -m rlprune {stage}"):
+        load(tmp_path, name)
 
 
 def test_missing_file_says_what_to_run(tmp_path):

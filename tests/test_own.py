@@ -1,11 +1,14 @@
 """Data of one's own: tensors, loaders, image folders."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
+from rlprune import own
 from rlprune.errors import InputError
 from rlprune.own import dataset_of, from_folder, from_loader, from_tensors
 
@@ -56,6 +59,29 @@ def test_a_loader_class_by_class_is_refused_where_classes_would_be_missed():
         with pytest.raises(InputError, match=f"first {most} the last ones are of class {last}: shuffle it"):
             from_loader(loader, most=most)
     assert from_loader(loader, most=40).classes == 4  # all are seen
+
+
+@pytest.mark.parametrize("batch_size", [40, 14])
+def test_a_loader_class_by_class_is_refused_where_its_last_batch_is_cut(batch_size):
+    images, labels = pair()
+    loader = DataLoader(TensorDataset(images, labels.sort().values), batch_size=batch_size)
+    with pytest.raises(InputError, match="first 30 the last ones are of class 2: shuffle it"):
+        from_loader(loader, most=30)
+
+
+def test_images_left_out_are_told_of_unless_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "MOST", 30)
+    loader = DataLoader(TensorDataset(*pair()), batch_size=40)
+    for number in range(32):
+        (tmp_path / str(number % 2)).mkdir(exist_ok=True)
+        Image.fromarray(np.full((16, 12, 3), number, dtype=np.uint8)).save(tmp_path / str(number % 2) / f"{number}.png")
+    for given, function in ((loader, from_loader), (tmp_path, from_folder)):
+        with pytest.warns(UserWarning, match=rf"30 images are used, .* rlprune.own.{function.__name__}\(…, most=…\)"):
+            found = dataset_of(given, EXAMPLE)
+        assert len(found.train) + len(found.validation) == 30
+        with warnings.catch_warnings(action="error"):
+            function(given, most=20)
+            function(given, most=40)
 
 
 def test_images_that_numpy_does_not_know():

@@ -8,14 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from rlprune import sources
 from rlprune.errors import InputError
-from rlprune.stages import baseline, check, finetune, jobs, prepare, search, tables
-from rlprune.stages.common import project
+from rlprune.files import save_weights, write_json
+from rlprune.networks import build
+from rlprune.stages import baseline, check, finetune, jobs, prepare, record, search, tables
+from rlprune.stages.common import environment, project
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = {"epochs": 1, "batch_size": 64, "learning_rate": 0.05}
@@ -358,6 +361,15 @@ def alive_still(process):
         ("baselines", "training", {"epochs": "x"}, "epochs must be a whole number, not 'x'"),
         ("datasets", "validation", 2, "must lie between 0 and 1, not 2"),
         ("suites", "finetune", None, "must map names to values, not None"),
+        ("datasets", "seed", "x", "datasets.digits.seed in params.yaml must be a whole number of at least 0, not 'x'"),
+        ("experiments", "seeds", [-1], "must be a list of whole numbers of at least 0"),
+        ("experiments", "seeds", [True], "must be a list of whole numbers of at least 0"),
+        ("experiments", "search", {"imagined": "x"}, "imagined of experiment .* a whole number of at least 0, not 'x'"),
+        ("experiments", "search", {"imagined": -1}, "imagined of experiment .* a whole number of at least 0, not -1"),
+        ("experiments", "search", {"minimum": "x"}, "minimum of experiment .* a whole number of at least 1, not 'x'"),
+        ("experiments", "search", {"evaluation": {"images": "many"}}, "images of .* a whole number of at least 1"),
+        ("experiments", "search", {"options": {"random": {"criterion": "gatez"}}}, "Unknown criterion 'gatez'"),
+        ("experiments", "search", {"options": {"random": 3}}, "random of experiment .* must map names to values"),
     ],
 )
 def test_bad_entry_is_one_sentence_before_any_work(tmp_path, group, key, value, fault):
@@ -368,6 +380,15 @@ def test_bad_entry_is_one_sentence_before_any_work(tmp_path, group, key, value, 
         check.run(tmp_path)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_groups_that_are_none_are_one_sentence(tmp_path):
+    write(tmp_path, {**TINY, "experiments": [NAME]})
+    with pytest.raises(InputError, match="must hold groups that map names to entries"):
+        check.run(tmp_path)
+    write(tmp_path, {**TINY, "experiments": {NAME: {"seeds": [0]}}})
+    with pytest.raises(InputError, match=f"experiments.{NAME} in params.yaml lacks 'baseline'"):
+        tables.run("quick", tmp_path)
 
 
 def test_several_budgets_and_methods_by_their_entries(tmp_path):
@@ -457,6 +478,85 @@ def test_changed_dataset_is_noticed(tmp_path):
     record.write_text(record.read_text().replace(read(record)["sha256"], "0" * 64))
     with pytest.raises(InputError, match="not those that results/data/digits.json records: run"):
         prepare.dataset(project(tmp_path), "digits")
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"validation": 0.3}])
+def test_changed_division_is_noticed(tmp_path, change):
+    write(tmp_path, TINY)
+    prepare.run("digits", tmp_path)
+    here = project(tmp_path)
+    untrained(here)
+    record = here.results("baselines", "digits_resnet20") / "metrics.json"
+    write_json(record, prepare.dataset(here, "digits").describe())
+    baseline.trained(here, "digits_resnet20", 0, prepare.dataset(here, "digits"))
+    params = json.loads(json.dumps(TINY))
+    params["datasets"]["digits"].update(change)
+    write(tmp_path, params)
+    here = project(tmp_path)
+    with pytest.raises(InputError, match="or their division .* not those that results/data/digits.json records"):
+        prepare.dataset(here, "digits")
+    prepare.run("digits", tmp_path)
+    with pytest.raises(InputError, match="was trained on other images, .* run `python -m rlprune baseline digits_res"):
+        baseline.trained(here, "digits_resnet20", 0, prepare.dataset(here, "digits"))
+
+
+def untrained(here):
+    """Weights where the stage baseline leaves them."""
+    for seed in (0, 1):
+        save_weights(build("resnet20", 10, seed), here.weights("baselines", "digits_resnet20") / f"{seed}.pt")
+
+
+def test_a_name_with_a_dot_leaves_no_checkpoints(tmp_path):
+    params = json.loads(json.dumps(TINY))
+    params["experiments"] = {"a_2.5": {**params["experiments"][NAME], "seeds": [0]}}
+    write(tmp_path, params)
+    prepare.run("digits", tmp_path)
+    untrained(project(tmp_path))
+    search.run("a_2.5", tmp_path, progress=False)
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(("stage", "name"), [(baseline, "digits_resnet20"), (search, NAME), (finetune, NAME)])
+def test_data_is_had_before_any_process_starts(tmp_path, monkeypatch, stage, name):
+    write(tmp_path, TINY)
+    monkeypatch.setattr(stage, "side_by_side", lambda *args: pytest.fail("it was not looked for"))
+    with pytest.raises(InputError, match="There is no .*digits.json"):
+        stage.run(name, tmp_path, progress=False)
+
+
+def test_a_single_task_has_all_threads(monkeypatch):
+    monkeypatch.setenv("RLPRUNE_JOBS", "2")
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda *args: pytest.fail("a pool was started"))
+    assert jobs.side_by_side(print, [("alone",)]) == 1
+    assert environment("cpu", 1)["device"].count(f"{torch.get_num_threads()} thread") == 1
+    assert "side by side" not in environment("cpu", 1)["device"]
+
+
+def test_a_latency_is_measured_with_nothing_beside_it(tmp_path, monkeypatch):
+    params = json.loads(json.dumps(TINY))
+    params["experiments"][NAME]["budgets"] = {"parameters": 0.5, "latency": 0.9}
+    write(tmp_path, params)
+    prepare.run("digits", tmp_path)
+    untrained(project(tmp_path))
+
+    def reached(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("RLPRUNE_JOBS", "2")
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", lambda *args: pytest.fail("a pool was started"))
+    monkeypatch.setattr(search, "_search", reached)
+    with pytest.raises(KeyboardInterrupt):
+        search.run(NAME, tmp_path, progress=False)
+
+
+def test_metrics_are_written_last(tmp_path, digits, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        record.write_results(tmp_path, digits, {}, {}, pd.DataFrame({"epoch": [1]}))
+    assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
 
 
 def test_a_clone_that_has_the_record_of_a_dataset_fetches_its_images(tmp_path, monkeypatch):

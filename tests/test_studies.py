@@ -7,12 +7,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlprune import changes, data, studies, trace
+from rlprune import changes, data, studies, trace, training
 from rlprune.errors import InputError
+from rlprune.evaluate import Evaluator
 from rlprune.networks import build
 from rlprune.stages import baseline, check, prepare, search, study, tables
 from rlprune.stages.common import Project
@@ -122,6 +124,34 @@ def test_reward_study_judges_and_trains_every_candidate(here, monkeypatch):
     assert found[["default", "raw", "accuracy"]].stack().between(0, 100).all()
     assert (found[["default seconds", "raw seconds"]] > 0).all(axis=None)
     assert found["MACs kept, not evaluated"].between(0, 100, inclusive="neither").all()
+
+
+def test_a_stopped_candidate_goes_on_though_it_would_be_recovered_otherwise(here, monkeypatch):
+    entry = {**TINY["studies"]["reward"], "candidates": 1, "training": {"epochs": 2, "batch_size": 64}}
+    monkeypatch.setattr(
+        Project, "entry", lambda self, group, name: entry if name == "stopped" else known(self, group, name)
+    )
+    trained, one_epoch, candidate = [], training.one_epoch, Evaluator.candidate
+
+    def stop_in_second(*args):
+        trained.append(1)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return one_epoch(*args)
+
+    def otherwise(self, masks):  # as another number of threads adds up in another order
+        network = candidate(self, masks)
+        with torch.no_grad():
+            next(network.parameters())[0, 0, 0, 0] += 1e-7
+        return network
+
+    monkeypatch.setattr(training, "one_epoch", stop_in_second)
+    with pytest.raises(KeyboardInterrupt):
+        study.run("stopped", here, progress=False)
+    monkeypatch.setattr(Evaluator, "candidate", otherwise)
+    study.run("stopped", here, progress=False)
+    assert len(trained) == 3
+    assert not list((here / "checkpoints").iterdir())
 
 
 def test_candidates_around_given_widths_stay_near_them(here, monkeypatch):
@@ -374,10 +404,34 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("front", {"baseline_seed": 7}, "Unknown seed of baseline small 7"),
         ("schedule", {"changes": {"default": 3}}, "'default' of studies.schedule in params.yaml must map"),
         ("lean", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
+        ("ablation", {"changes": {"x": {"criterion": "magnitud"}}}, "Unknown criterion 'magnitud'"),
+        ("ablation", {"changes": {"x": {"action": "filterwize"}}}, "Unknown action 'filterwize'"),
+        ("ablation", {"changes": {"x": {"fit_budget": "wal"}}}, "Unknown fit_budget 'wal'"),
+        ("ablation", {"changes": {"x": {"agent": {"lr": 1}}}}, "Unknown option of the agent 'lr'"),
+        ("ablation", {"changes": {"x": {"agent": {"gamma": "x"}}}}, "agent of 'x' of studies.ablation .* wrong kind"),
+        ("ablation", {"changes": {"x": {"imagined": -1}}}, "imagined of 'x' .* whole number of at least 0, not -1"),
+        ("ablation", {"budgets": {"parameters": [0.1, 0.2]}}, "limit of the budget on parameters"),
+        ("ablation", {"episodes": "many"}, "episodes in params.yaml must be a whole number of at least 1, not 'many'"),
+        ("transfer", {"episodes": 0}, "must be a whole number of at least 1, not 0"),
+        ("reward", {"candidates": "many"}, "candidates in params.yaml must be a whole number of at least 1"),
+        ("reward", {"rewards": {"x": {"recalibratoin": 0}}}, "Unknown option of the evaluator 'recalibratoin'"),
+        ("reward", {"rewards": {"x": {"ridge": -1}}}, "ridge of 'x' of studies.reward .* at least 0, not -1"),
+        ("lean", {"changes": {"x": {"share": 2}}}, r"share of 'x' of studies.lean .* must lie in \(0, 1\), not 2"),
+        ("front", {"points": 3}, "must be a list of shares"),
+        ("front", {"budgets": {"parameters": 0.1}}, "must be one cost with a list of shares"),
+        ("front", {"budgets": {"parameters": [0.2], "macs": [0.2]}}, "must be one cost with a list of shares"),
+        (
+            "schedule",
+            {"baseline": "other"},
+            "has the baseline 'other', and 'first', .* has 'small': give both",
+        ),
+        ("schedule", {"baseline_seed": 1}, "has the baseline_seed 1, and 'first', .* has 0: give both the same"),
+        ("schedule", {"budgets": {"parameters": 0.3}}, "has the budgets .* 0.3.*, and 'first', .* 0.2"),
     ],
 )
 def test_bad_entry_is_one_sentence_before_any_work(tmp_path, name, change, fault):
     params = json.loads(json.dumps(TINY))
+    params["baselines"] = {label: {**params["baselines"]["small"], "seeds": [0, 1]} for label in ("small", "other")}
     params["studies"][name].update(change)
     params["studies"][name] = {key: value for key, value in params["studies"][name].items() if value is not None}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

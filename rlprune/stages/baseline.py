@@ -9,11 +9,11 @@ from torch import nn
 
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
-from rlprune.files import load_weights, save_weights
+from rlprune.files import load_weights, read_json, save_weights
 from rlprune.networks import build, check_name
 from rlprune.stages.common import Project, project
 from rlprune.stages.jobs import side_by_side
-from rlprune.stages.prepare import dataset, dataset_once
+from rlprune.stages.prepare import dataset, dataset_once, same_images
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.training import Training, accuracy, fit
 
@@ -38,8 +38,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     here = project(root)
     entry, training = here.entry("baselines", name), schedule(here, name)
     check_name(entry["network"])
-    side_by_side(_ahead, [(name, here.root, seed) for seed in entry["seeds"]])
-    data = dataset(here, entry["dataset"])
+    data = dataset(here, entry["dataset"])  # fetched once, not by each process
+    beside = side_by_side(_ahead, [(name, here.root, seed) for seed in entry["seeds"]])
     seeds, histories, checkpoints = {}, [], []
     for seed in entry["seeds"]:
         network, path, history = _train(here, name, seed, data, progress)
@@ -54,16 +54,26 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         histories.append(history.assign(seed=seed))
         checkpoints.append(path)
     head = {"network": entry["network"], "training": training}
-    metrics = write_results(here.results("baselines", name), data, head, {"seeds": seeds}, pd.concat(histories))
+    metrics = write_results(here.results("baselines", name), data, head, {"seeds": seeds}, pd.concat(histories), beside)
     for path in checkpoints:
         path.unlink(missing_ok=True)
     return metrics
 
 
 def trained(here: Project, name: str, seed: int, data: Dataset) -> nn.Module:
-    """The network that this stage left for a seed, in evaluation mode on the data's device."""
+    """The network that this stage left for a seed, in evaluation mode on the data's device.
+
+    Raises:
+        InputError: there is none, or it was trained on other images, some of which may now be among those that judge.
+    """
     entry = here.entry("baselines", name)
     one_of(f"seed of baseline {name}", seed, entry["seeds"])
+    record = here.results("baselines", name) / "metrics.json"
+    if record.is_file() and not same_images(read_json(record), data):  # weights may come without their record
+        raise InputError(
+            f"Baseline {name} was trained on other images, or on others of them, than datasets.{entry['dataset']} in "
+            f"params.yaml gives: run `python -m rlprune baseline {name}`."
+        )
     network = build(entry["network"], data.classes)
     load_weights(network, here.weights("baselines", name) / f"{seed}.pt")
     return network.to(data.device, memory_format=torch.channels_last).eval()

@@ -16,6 +16,8 @@ def run(root: str | Path | None = None) -> str:
         InputError: the first fault found.
     """
     here = project(root)
+    for name in here.params.get("suites") or {}:
+        here.entry("suites", name)
     for name in here.params.get("datasets") or {}:
         one_of("dataset", name, DATASETS)
         share = here.entry("datasets", name)["validation"]

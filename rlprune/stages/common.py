@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rlprune.errors import InputError, one_of
+from rlprune.stages.values import ENTRIES, must
 
 if TYPE_CHECKING:  # a stage that only draws does not wait for torch
     from rlprune.costs import Budget
@@ -40,16 +41,6 @@ OPTIONAL = {
         "around",
     },
 }
-
-
-# what maps names to values
-MAPPINGS = {
-    "suites": {"baseline", "search", "finetune"},
-    "baselines": {"training"},
-    "experiments": {"search", "training"},
-    "studies": {"budgets", "training", "changes", "rewards"},
-}
-LISTS = {"baselines": {"seeds": int}, "experiments": {"seeds": int, "methods": str}, "studies": {"seeds": int}}
 
 
 @dataclass(frozen=True)
@@ -81,16 +72,12 @@ class Project:
             fault = f"lacks {missing[0]!r}" if missing else f"has the unknown key {unknown[0]!r}"
             known = ", ".join(sorted(REQUIRED[group] | OPTIONAL.get(group, set())))
             raise InputError(f"{group}.{name} in params.yaml {fault}. Its keys are: {known}.")
-        for key in sorted(MAPPINGS.get(group, set()) & set(entry)):
-            if not isinstance(entry[key], dict):
-                raise InputError(f"{group}.{name}.{key} in params.yaml must map names to values, not {entry[key]!r}.")
-        for key, kind in LISTS.get(group, {}).items():
-            given = entry[key]
-            if not isinstance(given, list) or not given or not all(isinstance(value, kind) for value in given):
-                what = "whole numbers" if kind is int else "names"
-                raise InputError(f"{group}.{name}.{key} in params.yaml must be a list of {what}, not {given!r}.")
-            if len(set(given)) < len(given):
-                raise InputError(f"{group}.{name}.{key} in params.yaml names something twice: {given!r}.")
+        for key, rule in ENTRIES[group].items():
+            if key in entry:
+                must(f"{group}.{name}.{key} in params.yaml", rule, entry[key])
+        for key in sorted({"seeds", "methods"} & set(entry)):
+            if len(set(entry[key])) < len(entry[key]):
+                raise InputError(f"{group}.{name}.{key} in params.yaml names something twice: {entry[key]!r}.")
         return entry
 
     @property
@@ -122,7 +109,7 @@ class Project:
     def members(self, suite: str) -> list[str]:
         """Names of the experiments of a suite."""
         one_of("suite", suite, self.params.get("suites") or {})
-        return [name for name, entry in self.experiments.items() if entry["suite"] == suite]
+        return [name for name in self.experiments if self.entry("experiments", name)["suite"] == suite]
 
 
 def budgets(here: Project, name: str) -> list[Budget]:
@@ -169,25 +156,31 @@ def project(root: str | Path | None = None) -> Project:
                 params = yaml.safe_load(path.read_text())
             except yaml.YAMLError as error:
                 raise InputError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from error
-            if not isinstance(params, dict):
-                raise InputError(f"{path} must hold groups: {', '.join(REQUIRED)}.")
+            groups = [*REQUIRED, "comparisons"]
+            if not isinstance(params, dict) or not all(isinstance(params.get(name) or {}, dict) for name in groups):
+                raise InputError(f"{path} must hold groups that map names to entries: {', '.join(groups)}.")
             return Project(place, params)
     raise InputError(f"There is no params.yaml in {start} or above: run from the project's folder.")
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What every result says of the machine and the software: device and versions."""
+def environment(device: str, beside: int = 1) -> dict[str, Any]:
+    """What every result says of the machine and the software: device and versions.
+
+    Args:
+        device: cpu or cuda.
+        beside: runs that were at work at a time, see `rlprune.stages.jobs.side_by_side`.
+    """
     import torch
 
-    from rlprune.stages.jobs import jobs, threads
+    from rlprune.stages.jobs import threads
     from rlprune.training import cpu, half_precision
 
     if device == "cuda":
         where = torch.cuda.get_device_name()
     else:
-        beside = f" each for {jobs()} runs side by side" if jobs() > 1 else ""
-        count = f"{threads()} thread{'s' if threads() > 1 else ''}"
-        where = f"{cpu().get('cpu_name') or platform.processor()}, {count}{beside}"
+        count = f"{threads(beside)} thread{'s' if threads(beside) > 1 else ''}"
+        count += f" each for {beside} runs side by side" if beside > 1 else ""
+        where = f"{cpu().get('cpu_name') or platform.processor()}, {count}"
     precision = "bfloat16" if isinstance(half_precision(device), torch.autocast) else "float32"
     packages = ["torch", "torchvision", "numpy", "gymnasium", "torch-pruning", "rlprune"]
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -33,9 +33,10 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     """
     here = project(root)
     entry, training = here.entry("experiments", name), schedule(here, name)
+    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])  # fetched once, not by each process
     # all seeds of a method before the next method: each seed has lessons of its own, which the next method then finds
-    side_by_side(_ahead, [(name, here.root, method, seed) for method in entry["methods"] for seed in entry["seeds"]])
-    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    tasks = [(name, here.root, method, seed) for method in entry["methods"] for seed in entry["seeds"]]
+    beside = side_by_side(_ahead, tasks)
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints = [], []
     for seed in entry["seeds"]:
@@ -64,7 +65,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
         "training": training,
     }
     folder = here.results(entry["suite"], name, "finetune")
-    metrics = write_results(folder, data, head, {"methods": outcome}, pd.concat(histories))
+    metrics = write_results(folder, data, head, {"methods": outcome}, pd.concat(histories), beside)
     for path in checkpoints:
         path.unlink(missing_ok=True)
     return metrics

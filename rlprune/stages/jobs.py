@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any
@@ -24,25 +24,29 @@ def jobs() -> int:
     return int(given)
 
 
-def threads() -> int:
-    """Threads that each of them has."""
-    return max(1, torch.get_num_threads() // jobs())
+def threads(count: int) -> int:
+    """Threads that each of ``count`` runs side by side has."""
+    return max(1, torch.get_num_threads() // count)
 
 
-def side_by_side(work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> None:
-    """Call ``work`` on every task, if `jobs` is more than 1; what it makes it leaves in files.
+def side_by_side(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], budgets: Collection[str] = ()) -> int:
+    """Call ``work`` on every task, as many at a time as `jobs` says; what it makes it leaves in files.
 
-    A stage calls this before its own loop, which then finds every run finished. With one job at a time the loop
-    does the work, without a second process.
+    A stage calls this before its own loop, which then finds every run finished. One job at a time, or a single task,
+    is left to the loop, which has all threads. So are runs under a budget on latency, which would be measured beside
+    another run: ``budgets`` are the names of their costs.
+
+    Returns:
+        how many are at work at a time; 1 where the loop does it all.
 
     Raises:
         whatever a task raises; those that are at work are finished, the others are not begun.
     """
-    count = jobs()
-    if count == 1:
-        return
+    count = 1 if "latency" in budgets else min(jobs(), len(tasks))
+    if count <= 1:
+        return 1
     # a forked process would inherit the locks of this one's threads
-    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (threads(), os.getpid()))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (threads(count), os.getpid()))
     with pool:
         futures = [pool.submit(work, *task) for task in tasks]
         try:
@@ -51,6 +55,7 @@ def side_by_side(work: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> 
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return count
 
 
 def _begin(count: int, parent: int) -> None:

@@ -31,18 +31,25 @@ def dataset(here: Project, name: str) -> Dataset:
     """The prepared dataset on the device of the run, fetched if its files are not there.
 
     Raises:
-        InputError: it was not prepared, has changed since, or cannot be fetched.
+        InputError: it was not prepared, has changed or is divided otherwise since, or cannot be fetched.
     """
     entry = here.entry("datasets", name)
     recorded = read_json(_path(here, name))
     fetch(name, data_folder(here.root))  # a clone has the record of a dataset, and not its images
     loaded = load(name, data_folder(here.root), entry["validation"], entry["seed"], device())
-    if loaded.sha256 != recorded["sha256"]:
+    if not same_images(recorded, loaded):
         raise InputError(
-            f"The files of {name} are not those that {_path(here, name).relative_to(here.root)} records: run "
-            f"`python -m rlprune prepare {name}` to go on with these, or put the earlier ones back."
+            f"The images of {name}, or their division by datasets.{name} in params.yaml, are not those that "
+            f"{_path(here, name).relative_to(here.root)} records: run `python -m rlprune prepare {name}` to go on with "
+            "these, or put the earlier ones back."
         )
     return loaded
+
+
+def same_images(recorded: dict[str, Any], data: Dataset) -> bool:
+    """Whether a record, of a dataset or of what was made with it, is of these images, divided in the same way."""
+    now = data.describe()
+    return all(recorded.get(key) == now[key] for key in now if key != "source")
 
 
 @functools.lru_cache(maxsize=1)

@@ -20,11 +20,14 @@ def fingerprint(*what: object) -> str:
 
 
 def write_results(
-    folder: Path, data: Dataset, head: dict[str, Any], outcome: dict[str, Any], history: pd.DataFrame
+    folder: Path, data: Dataset, head: dict[str, Any], outcome: dict[str, Any], history: pd.DataFrame, beside: int = 1
 ) -> dict[str, Any]:
-    """Write metrics.json (data, settings, machine, outcome) and history.csv; return the metrics."""
+    """Write history.csv and metrics.json (data, settings, machine, outcome); return the metrics.
+
+    ``beside`` is how many runs were at work at a time. The metrics come last: where they are, all is there.
+    """
     head = {key: asdict(value) if is_dataclass(value) else value for key, value in head.items()}
-    metrics = {**data.describe(), **head, **environment(data.device.type), **outcome}
-    write_json(folder / "metrics.json", metrics)
+    metrics = {**data.describe(), **head, **environment(data.device.type, beside), **outcome}
     write_atomically(folder / "history.csv", lambda path: history.to_csv(path, index=False))
+    write_json(folder / "metrics.json", metrics)
     return metrics

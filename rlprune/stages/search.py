@@ -11,16 +11,11 @@ import pandas as pd
 from torch import nn
 
 from rlprune import costs
-from rlprune.agent import PPOOptions
-from rlprune.candidates import FITS, STARTS
 from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.env import ACTIONS
-from rlprune.errors import InputError, one_of
-from rlprune.evaluate import options_of
+from rlprune.errors import one_of
 from rlprune.files import weights_hash
-from rlprune.gates import GATES
-from rlprune.importance import CRITERIA
 from rlprune.peers.blind import evolution, random
 from rlprune.peers.paper import paper_coarse, paper_fine
 from rlprune.peers.ranked import batchnorm, magnitude, taylor
@@ -32,6 +27,7 @@ from rlprune.stages.common import Project, budgets, described, project
 from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset, dataset_once
 from rlprune.stages.record import fingerprint, write_results
+from rlprune.stages.values import AGENTS, check_arguments
 
 Method = Callable[..., PruningResult]
 # what an agent is compared with here; the peers have a stage of their own, so that an edit of one leaves this one's
@@ -40,11 +36,8 @@ REFERENCES: dict[str, Method] = {
     method.__name__: method
     for method in (random, evolution, uniform, magnitude, batchnorm, taylor, paper_coarse, paper_fine)
 }
-# what every method takes, what only the agents do, and what the stage itself sees to
+# what every method takes, and what the stage itself sees to
 SHARED = {"criterion", "evaluation", "minimum", "multiple", "exclude"}
-AGENTS = {"fit_budget", "start", "agent", "imagined"}
-# values that some of them may have
-KNOWN = {"criterion": [*CRITERIA, GATES], "fit_budget": FITS, "start": STARTS}
 GIVEN = {"network", "example_input", "budgets", "data", "seed", "action", "checkpoint", "progress", "options"}
 
 
@@ -55,20 +48,11 @@ def settings(here: Project, name: str, others: Mapping[str, Method] = REFERENCES
     """
     entry = here.entry("experiments", name)
     suite, own = here.entry("suites", entry["suite"])["search"], entry.get("search", {})
+    for part in (suite, own):
+        for key in part:
+            one_of("search parameter", key, sorted({*SHARED, *AGENTS, "episodes", "options"}))
+        check_arguments(part, f"experiment {name!r}")
     chosen = {**suite, **own}
-    for key, value in chosen.items():
-        one_of("search parameter", key, sorted(SHARED | AGENTS | {"episodes", "options"}))
-        if key in ("evaluation", "agent", "options") and not isinstance(value, dict):
-            raise InputError(f"{key} of experiment {name!r} must map names to values, not {value!r}.")
-    for key, known in KNOWN.items():
-        if chosen.get(key) is not None:
-            one_of(key, chosen[key], known)
-    options_of(chosen.get("evaluation"))
-    for option in chosen.get("agent", {}):
-        one_of("option of the agent", option, list(PPOOptions.__dataclass_fields__))
-    episodes = chosen.get("episodes", 1)
-    if not isinstance(episodes, int) or episodes < 1:
-        raise InputError(f"episodes of experiment {name!r} must be a whole number of at least 1, not {episodes!r}.")
     if "options" in chosen:
         both = suite.get("options", {}), own.get("options", {})
         chosen["options"] = {
@@ -109,8 +93,9 @@ def searched(
     here = project(root)
     entry, chosen, limits = here.entry("experiments", name), settings(here, name, others), budgets(here, name)
     runs = [(seed, method) for seed in entry["seeds"] for method in entry["methods"]]
-    side_by_side(_ahead, [(name, here.root, method, seed, others) for seed, method in runs])
-    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])
+    data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])  # fetched once, not by each process
+    tasks = [(name, here.root, method, seed, others) for seed, method in runs]
+    beside = side_by_side(_ahead, tasks, entry["budgets"])
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints = [], []
     for seed in entry["seeds"]:
@@ -129,7 +114,7 @@ def searched(
                 **_extras(result, network),
             }
             histories.append(result.history.assign(method=method, seed=seed))
-            checkpoints += [finished.with_suffix(".pt"), finished]
+            checkpoints += [finished.with_name(f"{finished.name}.pt"), finished]
     head = {
         "network": here.entry("baselines", entry["baseline"])["network"],
         "baseline": entry["baseline"],
@@ -140,7 +125,7 @@ def searched(
     history = pd.concat(histories)
     lacking = [column for column in ("episode", "steps", "reward", "best") if column not in history]
     history[lacking] = float("nan")  # where no method tries candidates one after the other
-    metrics = write_results(folder, data, head, {"methods": outcome}, history)
+    metrics = write_results(folder, data, head, {"methods": outcome}, history, beside)
     return metrics, checkpoints
 
 
@@ -176,7 +161,7 @@ def _finished(
     finished = path.with_suffix("")
     if not finished.exists():
         result = _search(method, others, network, data, limits, chosen, seed, path, progress)
-        result.save(partial := finished.with_suffix(".partial"))
+        result.save(partial := finished.with_name(f"{finished.name}.partial"))  # a name may hold dots
         partial.rename(finished)
     return finished
 

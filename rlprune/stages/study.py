@@ -16,7 +16,7 @@ from rlprune.costs import COSTS, Budget
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator, outputs
-from rlprune.files import read_json, weights_hash, write_json
+from rlprune.files import load_weights, read_json, save_weights, weights_hash, write_json
 from rlprune.front import LOOKS, pareto
 from rlprune.groups import trace
 from rlprune.networks import build
@@ -29,7 +29,7 @@ from rlprune.stages.common import Project, project
 from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset_once
 from rlprune.stages.record import fingerprint, write_results
-from rlprune.stages.search import AGENTS
+from rlprune.stages.values import check_study
 from rlprune.training import Training, accuracy, fit
 
 Row = dict[str, Any]
@@ -68,12 +68,12 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     entry = settings(here, name)
     tasks = list(KINDS[entry["kind"]][0](entry))
     dataset_once.cache_clear()  # the files may have changed since another run in this process
-    side_by_side(_measured, [(name, here.root, task, False) for task in tasks])
-    found = [_measured(name, here.root, task, progress) for task in tasks]
     data = dataset_once(here.root, here.entry("baselines", entry["baseline"])["dataset"])
+    beside = side_by_side(_measured, [(name, here.root, task, False) for task in tasks], entry["budgets"])
+    found = [_measured(name, here.root, task, progress) for task in tasks]
     head = {"network": here.entry("baselines", entry["baseline"])["network"], "study": entry}
     rows = pd.DataFrame([row for _, rows in found for row in rows])
-    metrics = write_results(here.results("studies", name), data, head, {}, rows)
+    metrics = write_results(here.results("studies", name), data, head, {}, rows, beside)
     for path, _ in found:
         for left in path.parent.glob(f"{path.stem}.*"):
             left.unlink()
@@ -84,38 +84,9 @@ def settings(here: Project, name: str) -> Row:
     """An entry of ``studies``, checked."""
     entry = here.entry("studies", name)
     one_of("kind of study", entry["kind"], KINDS)
-    for lacking in sorted(OWN[entry["kind"]] - set(entry)):
-        raise InputError(f"studies.{name} in params.yaml lacks {lacking!r}, which a study of this kind needs.")
-    for label, change in {**entry.get("changes", {}), **entry.get("rewards", {})}.items():
-        if not isinstance(change, dict):
-            raise InputError(f"{label!r} of studies.{name} in params.yaml must map names to values, not {change!r}.")
+    check_study(here, name, entry, _evaluation(here, entry))
     if entry["kind"] == "prunetrain" and DENSE in entry["changes"]:
         raise InputError(f"A change of studies.{name} in params.yaml is called {DENSE!r}, as what it is set beside is.")
-    _evaluation(here, entry)
-    for cost, shares in entry["budgets"].items():
-        for share in shares if isinstance(shares, list) else [shares]:
-            Budget(cost, share)
-    seeds = here.entry("baselines", entry["baseline"])["seeds"]
-    one_of(f"seed of baseline {entry['baseline']}", entry.get("baseline_seed", 0), seeds)
-    if entry["kind"] in ("reward", "schedule", "prunetrain"):
-        for changes in entry["changes"].values() if entry["kind"] == "schedule" else [{}]:
-            Training.of({**entry["training"], **changes})
-    if entry["kind"] == "transfer":
-        first, then = (here.entry("baselines", entry[key]) for key in ("begin", "baseline"))
-        one_of(f"seed of baseline {entry['begin']}", entry.get("baseline_seed", 0), first["seeds"])
-        if first["dataset"] != then["dataset"]:
-            raise InputError(
-                f"studies.{name} in params.yaml goes from {first['dataset']} to {then['dataset']}: name two baselines "
-                "of one dataset."
-            )
-    if entry["kind"] == "schedule" and "layerwise" not in here.entry("experiments", entry["begin"])["methods"]:
-        raise InputError(
-            f"studies.{name} begins with what the layer-wise agent leaves in {entry['begin']!r}, which does not run it."
-        )
-    if entry["kind"] == "reward" and len(entry["seeds"]) != 1:
-        raise InputError(
-            f"studies.{name} in params.yaml has {len(entry['seeds'])} seeds: a study of rewards needs one."
-        )
     if entry["kind"] == "front":
         list(_searches(entry))
         if _learning(entry) < 1:
@@ -124,9 +95,6 @@ def settings(here: Project, name: str) -> Row:
                 f"{LOOKS} go to each of the {len(entry['points'])} points, and an update of the agent takes "
                 f"{EPISODES_PER_UPDATE}."
             )
-    for changes in entry["changes"].values() if entry["kind"] in CHANGED else ():
-        for key in changes:
-            one_of(f"change to {CHANGED[entry['kind']][0]}", key, CHANGED[entry["kind"]][1])
     return entry
 
 
@@ -198,6 +166,12 @@ def _reward(
         row[label] = evaluator(masks)
         row[f"{label} seconds"] = time.perf_counter() - start
     slim = next(iter(evaluators.values())).candidate(masks)
+    # what training begins with is the same after a stop, though another number of threads fits it otherwise
+    begun = state.with_suffix(".slim.pt")
+    if begun.exists():
+        load_weights(slim, begun)
+    else:
+        save_weights(slim, begun)
     label = f"candidate {task['candidate']}" if progress else None
     history = fit(slim, data, Training.of(entry["training"]), entry["seeds"][0], checkpoint=state, progress=label)
     return [{**row, "loss": history["loss"].iloc[-1], "accuracy": accuracy(slim, data, data.validation)}]
@@ -340,10 +314,3 @@ KINDS = {
     "schedule": (partial(_changes, "schedule"), _schedule),
     "prunetrain": (_trainings, _trained),
 }
-# what an entry of each kind has beside that of every study
-OWN = {"reward": {"candidates", "rewards", "training"}, "front": {"episodes", "points"}}
-OWN |= {"transfer": {"episodes", "begin"}, "ablation": {"episodes", "changes"}}
-OWN |= {"schedule": {"begin", "training", "changes"}, "prunetrain": {"training", "changes"}}
-# what may be changed of what, by kind
-CHANGED = {"ablation": ("a search", sorted({"action", "criterion", *AGENTS}))}
-CHANGED["prunetrain"] = ("PruneTrain", ["grow_batch", "interval", "settle", "share", "threshold"])

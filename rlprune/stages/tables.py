@@ -53,7 +53,7 @@ def _paper(here: Project) -> pd.DataFrame:
     loaded = {
         suite: load_results(suite, made, here.root / "results")
         for suite in ("cifar10", "published")
-        if suite in here.params["suites"] and (made := _made(here, suite))
+        if suite in (here.params.get("suites") or {}) and (made := _made(here, suite))
     }
     table = results_table(loaded["cifar10"]) if "cifar10" in loaded else pd.DataFrame()
     with renewed(here.root / "reports", re.compile(rf"{PAPER}\.md")) as partial:
