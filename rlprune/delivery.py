@@ -92,10 +92,14 @@ def record(
 
 
 def single(
-    candidates: Candidates, evaluator: Evaluator, widths: list[int], method: str, scores: list[Tensor] | None = None
+    candidates: Candidates,
+    evaluator: Evaluator,
+    widths: list[int],
+    start: float,
+    method: str,
+    scores: list[Tensor] | None = None,
 ) -> PruningResult:
-    """The result of a method that decides at once and evaluates only what it decided; see `Decision`."""
-    start = time.perf_counter()
+    """The result of a method that began at ``start`` and evaluates only what it decided at once; see `Decision`."""
     masks = candidates.masks(widths, scores)
     reward = evaluator(masks)
     share = float((torch.tensor(widths) / torch.as_tensor(candidates.sizes)).mean())
@@ -118,8 +122,8 @@ def delivered(
 
     Args:
         candidates: of the unpruned network.
-        evaluator: judges it, without recovery.
-        network: slim, trained.
+        evaluator: judges it as it is.
+        network: slim, trained; its batch norm as `Evaluator.recalibrate` leaves it.
         masks: which filters of the unpruned network are left in it, one per group.
         history: a row per step or epoch of the method.
         seconds: wall time, for the record.

@@ -177,3 +177,8 @@ def test_a_frozen_network_cannot_be_finetuned(digits, trained, example):
 def test_bad_options(digits, trained, example):
     with pytest.raises(InputError, match="at least 1 image"):
         evaluate.Evaluator(trained, trace(trained, example), digits, images=0)
+
+
+def test_too_few_images_to_recover_on_are_named(digits, trained, example):
+    with pytest.raises(InputError, match="at least 2 training images, not 1; recalibration=0 needs none"):
+        evaluate.Evaluator(trained, trace(trained, example), digits, recalibration=1)

@@ -190,6 +190,15 @@ def test_what_the_reward_depends_on_keeps_more(trained, digits):
     assert first["features.0"] == max(first.values())
 
 
+@pytest.mark.parametrize("images", [1, 3])
+def test_few_images_are_enough_to_recover_a_flat_network_on(images, digits):
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10)]
+    arguments = SMALL | {"images": images, "generations": 5}
+    result = genetic(nn.Sequential(*layers).eval(), digits.example, [Budget("parameters", 0.5)], digits, **arguments)
+    assert result.costs["parameters"]["share"] <= 0.5
+
+
 def test_bad_input_is_named(trained, digits):
     for fault in ({"images": 0}, {"patches": 0}, {"generations": 0}, {"population": 1}, {"tolerance": 0}):
         with pytest.raises(InputError, match="Genetic pruning needs at least 1 image.*" + next(iter(fault))):

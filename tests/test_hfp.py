@@ -16,6 +16,7 @@ import rlprune
 from rlprune import Budget, networks, training
 from rlprune.candidates import Candidates
 from rlprune.errors import InputError
+from rlprune.evaluate import recover
 from rlprune.peers.hfp import Gates, hfp, pull_time
 from rlprune.peers.targets import ExactCosts, on_target
 
@@ -75,6 +76,52 @@ def test_what_is_off_is_silent_and_counted_as_gone(gates, digits):
         torch.testing.assert_close(functional_call(network, gates.gated(on), (images,)), slim(images))
     cost = [budget.measure(slim, images[:1]) for budget in BOTH]
     assert ExactCosts(candidates)(widths).tolist() == cost
+
+
+class Summed(nn.Module):
+    """A residual sum of which one branch alone has a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.side = nn.Conv2d(8, 8, 1)
+        self.head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.head(self.deep(x) + self.side(x))
+
+
+def test_what_is_off_is_silent_where_a_sum_adds_a_layer_without_batch_norm(digits):
+    torch.manual_seed(0)
+    candidates = candidates_of(Summed().eval(), BOTH)
+    gates, images = Gates(candidates, digits, 0.05), digits.normalise(digits.validation.images[:20])
+    with torch.no_grad():
+        for norm in gates.norms.values():
+            norm.weight[::3], norm.bias[:] = 0, 0.3
+    on, _ = gates()
+    assert all(not value.all() for value in on)
+    network = gates.network.eval()
+    with torch.no_grad():
+        wanted = rlprune.slim(network, candidates.groups, on)(images)
+        torch.testing.assert_close(functional_call(network, gates.gated(on), (images,)), wanted)
+
+
+@pytest.mark.parametrize("gates", ["vgg"], indirect=True)
+def test_what_is_off_and_stays_gets_the_mean_scale_of_what_is_on(gates):
+    norm = next(iter(gates.norms.values()))
+    with torch.no_grad():
+        norm.weight[:4] = torch.tensor([0.0, 1e-4, -1e-4, 0.0])
+        norm.weight[4:].neg_()
+    on, before = gates()[0], norm.weight.detach().clone()
+    assert on[0].tolist() == [False] * 4 + [True] * 12
+    stays = [value | True for value in on]
+    stays[0][3] = False
+    gates.revive(on, stays)
+    mean = float(before[4:].abs().mean())
+    assert norm.weight[:4].tolist() == pytest.approx([mean, mean, -mean, 0.0])
+    assert torch.equal(norm.weight[4:], before[4:])
 
 
 @KINDS
@@ -243,6 +290,15 @@ def test_gradient_descent_ends_on_the_targets(name, budgets, trained, resnet, di
     assert result.method == "hfp"
 
 
+def test_what_is_returned_has_recovered(trained, digits):
+    arguments = {"epochs": 1, "batch_size": 32, "progress": False, "evaluation": SMALL}
+    result = hfp(trained, digits.example, BOTH, digits, **arguments)
+    network, split = copy.deepcopy(result.network), digits.validation[slice(0, SMALL["images"])]
+    recover(network, digits.normalise(digits.train.images[: SMALL["recalibration"]]))
+    assert result.reward > training.accuracy(network, digits, split) - 3
+    assert result.history["validation_accuracy"].iloc[-1] == result.reward
+
+
 def test_early_layers_keep_more_of_their_filters_where_parameters_count(trained, digits):
     def shares(cost):
         arguments = {"epochs": 1, "batch_size": 16, "progress": False, "evaluation": SMALL}
@@ -297,6 +353,8 @@ def test_bad_input_is_named(trained, digits):
     for wrong in ({"epochs": 0}, {"pace": 1.0}, {"threshold": 0.0}, {"learning_rate": 0.0}, {"near": 2.0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             run(**wrong)
+    with pytest.raises(InputError, match="The loss is nan in epoch 1: lower learning_rate"):
+        run(epochs=1, learning_rate=1e12, evaluation=SMALL)
     bare = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     with pytest.raises(InputError, match=r"exclude=\['0'\]"):
         run(network=bare)

@@ -151,6 +151,16 @@ def test_residual_networks_are_searched_too(digits, brief):
         assert result.costs["parameters"]["share"] <= 0.5
 
 
+def test_layers_that_the_search_does_not_decide_stay(digits, brief):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, stride=4), nn.ReLU(), nn.ConvTranspose2d(6, 8, 2), nn.ReLU(), nn.Conv2d(8, 6, 3)]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)).eval()
+    for search in SEARCHES:
+        arguments = {"episodes": 3, "images": 20, "progress": False, "evaluation": SMALL}
+        result = search(network, digits.example, [Budget("parameters", 0.7)], digits, **arguments)
+        assert list(result.widths) == ["0", "4"]
+
+
 def test_bad_input_is_named(trained, digits):
     for budgets in ([Budget("macs", 0.5)], [Budget("parameters", 1e4, relative=False)]):
         with pytest.raises(InputError, match="one budget, a share of the parameters"):

@@ -1,6 +1,8 @@
 """Peers: the same signature, budget and record as `prune`."""
 
 import copy
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import rlprune
 from rlprune import Budget, costs, importance, peers
 from rlprune.candidates import Candidates
 from rlprune.errors import InputError
+from rlprune.peers.paper import PublishedEnv
 
 SMALL = {"images": 150, "recalibration": 150}
 SEARCHES = [peers.random, peers.evolution]
@@ -52,6 +55,57 @@ def test_same_seed_same_search(search, trained, digits):
     np.random.seed(2)
     pd.testing.assert_frame_equal(run(3), first)
     assert not run(4).equals(first)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_numpys_own_generator_is_left_as_it_was(search, trained, digits):
+    np.random.seed(5)
+    expected = np.random.rand()
+    np.random.seed(5)
+    search(trained, digits.example, [Budget("macs", 0.5)], episodes=3, evaluate=wants, progress=False)
+    assert np.random.rand() == expected
+
+
+FEW = {"epochs": 1, "batch_size": 200}
+METHODS = [(peers.uniform, {}), (peers.magnitude, {}), (peers.genetic, {"images": 20, "generations": 1})]
+METHODS += [(peers.prunenet, {"rounds": 1, "steps": 1}), (peers.prunetrain, {"training": FEW}), (peers.smof, FEW)]
+METHODS += [(peers.hfp, FEW), (peers.paper_coarse, {"episodes": 1, "images": 20}), (peers.random, {"episodes": 1})]
+METHODS += [(peers.evolution, {"episodes": 1})]
+
+
+@pytest.mark.parametrize(("method", "more"), METHODS)
+def test_the_time_recorded_begins_with_the_call(method, more, trained, digits, monkeypatch):
+    module, clock, ahead = sys.modules[method.__module__], time.perf_counter, [0]
+    judged = module.judged
+
+    def long(*arguments, **options):
+        ahead[0] = 1000
+        return judged(*arguments, **options)
+
+    monkeypatch.setattr(PublishedEnv, "_accuracy", lambda *arguments: 0.0)
+    monkeypatch.setattr(module, "judged", long)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + ahead[0])
+    result = method(trained, digits.example, [Budget("parameters", 0.5)], digits, evaluation=SMALL, **more)
+    assert 1000 < result.seconds < 1600
+
+
+def widest(network, example_input):
+    return max(module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d))
+
+
+RANKERS = [(peers.prunenet, {"rounds": 1, "steps": 1}), (peers.prunetrain, {"training": FEW})]
+RANKERS += [(peers.smof, FEW), (peers.magnitude, {})]
+
+
+@pytest.mark.parametrize("cost", ["parameters", widest])
+@pytest.mark.parametrize(("method", "more"), RANKERS)
+def test_a_criterion_without_a_say_refuses_no_network(method, more, cost, digits):
+    torch.manual_seed(0)
+    bare = nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    result = method(
+        bare.eval(), digits.example, [Budget(cost, 0.5)], digits, criterion="batchnorm", evaluation=SMALL, **more
+    )
+    assert result.network[0].out_channels < 8
 
 
 def test_an_evolution_strategy_beats_chance_where_there_is_something_to_learn(trained, digits):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import sys
 
 import pandas as pd
 import pytest
@@ -16,11 +17,12 @@ import rlprune
 from rlprune import Budget, networks
 from rlprune.costs import macs, parameters
 from rlprune.errors import InputError
+from rlprune.evaluate import recover
 from rlprune.groups import remaining
 from rlprune.peers.judged import judged
 from rlprune.peers.lasso import Lasso
 from rlprune.peers.prunetrain import _Run, activations, fresh, prunetrain
-from rlprune.training import Training
+from rlprune.training import Training, accuracy
 
 SMALL = {"images": 150, "recalibration": 150}
 SHORT = {"epochs": 3, "batch_size": 32, "learning_rate": 0.1}
@@ -35,9 +37,9 @@ def residual():
     return networks.ResNet([1, 1], [8, 16]).eval()
 
 
-def started(network, data, share=0.5, **schedule):
+def started(network, data, share=0.5, budgets=ALL, **schedule):
     """A run before its first step."""
-    candidates, evaluator = judged(network, data.example, ALL, data, evaluation=SMALL)
+    candidates, evaluator = judged(network, data.example, budgets, data, evaluation=SMALL)
     return _Run(candidates, evaluator, Training(**{**SHORT, **schedule}), share, seed=0)
 
 
@@ -88,6 +90,35 @@ def test_it_learns_and_what_it_saves_is_counted(trained, digits):
     during = [whole, *history["macs"].iloc[:-1]]  # an epoch runs on what the one before it left
     assert history["training_macs"].diff().fillna(history["training_macs"]).tolist() == [3 * n * images for n in during]
     assert history["training_macs"].iloc[-1] < 0.9 * history["dense_training_macs"].iloc[-1]
+
+
+def test_what_the_lasso_takes_is_counted_to_the_end_where_no_budget_binds(trained, digits):
+    schedule = {"epochs": 6, "batch_size": 16, "learning_rate": 0.1}
+    history = pruned(trained, digits, ALL, schedule, share=0.5, settle=0.5).history
+    assert history["filters"].iloc[-1] < history["filters"].iloc[2] < 112
+    assert (112 - history["filters"] == history["faded"]).all()
+
+
+def test_what_is_returned_has_recovered(trained, digits):
+    result = pruned(trained, digits, training={**SHORT, "epochs": 2})
+    network = copy.deepcopy(result.network)
+    recover(network, digits.normalise(digits.train.images[: SMALL["recalibration"]]))
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), result.network.buffers(), strict=True) if a.ndim)
+    assert result.history["validation_accuracy"].iloc[-1] == accuracy(network, digits, digits.validation)
+
+
+def test_a_network_that_is_cut_recovers_at_once(trained, digits, monkeypatch):
+    run = started(trained, digits, share=0.1, budgets=[Budget("parameters", 0.2)], batch_size=16)
+    for epoch in (1, 2, 3):
+        run.train(epoch, Bar())
+    other = copy.copy(run)
+    other.alive = [mask.clone() for mask in run.alive]
+    run.enforce()
+    monkeypatch.setattr(sys.modules[prunetrain.__module__], "recover", lambda *arguments: False)
+    other.enforce()
+    assert all(torch.equal(a, b) for a, b in zip(run.alive, other.alive, strict=True))
+    recovered, not_so = (accuracy(each.network, digits, digits.validation) for each in (run, other))
+    assert recovered > not_so + 10
 
 
 def test_the_lasso_has_its_share_of_the_first_loss(trained, digits):
@@ -283,6 +314,15 @@ def test_the_learning_rate_is_that_of_fit(trained, digits):
     assert max(rates) == pytest.approx(0.1, rel=0.05)
 
 
+def test_the_learning_rate_grows_with_the_batch(trained, digits):
+    run, rates = started(trained, digits, share=0.01, epochs=4), []
+    run.batch_size = 2 * run.training.batch_size
+    run.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    run.train(2, Bar())
+    assert rates[0] == pytest.approx(2 * 0.1)
+    assert rates[-1] == pytest.approx(2 * 0.1 * 2 / 3, rel=0.05)
+
+
 def test_a_slim_network_stays_slim(digits):
     network = networks.build("resnet20").eval()
     assert all(torch.equal(a, b) for a, b in zip(fresh(network, 0).parameters(), network.parameters(), strict=True))
@@ -304,6 +344,8 @@ def test_bad_input_is_named(trained, digits):
         pruned(trained, digits, training={"epoch": 3})
     with pytest.raises(InputError, match="which no average can follow: average=0"):
         pruned(trained, digits, training={**SHORT, "average": 0.9})
+    with pytest.raises(InputError, match="The loss is nan in epoch 1: lower learning_rate"):
+        pruned(trained, digits, training={**SHORT, "learning_rate": 1e12})
     with pytest.raises(InputError, match="do not fill one batch of 5000"):
         pruned(trained, digits, training=Training(batch_size=5000))
 

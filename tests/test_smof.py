@@ -1,5 +1,6 @@
 """SMOF: kernels shrink exactly, scales mean what they say, and what is delivered is within budget."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 import rlprune
 from rlprune import Budget, costs, networks, training
 from rlprune.errors import InputError
+from rlprune.evaluate import recover
 from rlprune.masking import masked, slim
 from rlprune.networks import build
 from rlprune.peers.rings import Scales, depths, masked_rings, removable, without_rings
@@ -326,6 +328,14 @@ def test_rings_leave_only_if_they_may(trained, digits, found):
     assert kept.reward > 85
 
 
+def test_the_kernels_of_layers_that_are_excluded_stay(trained, digits, found):
+    assert found.network.features[11].kernel_size == (1, 1)
+    kept = smof(trained, digits.example, [Budget("parameters", 0.2)], digits, exclude=["features.11"], **QUICK)
+    assert kept.network.features[11].weight.shape[2:] == (3, 3)
+    assert "features.11" not in kept.widths
+    assert (1, 1) in {module.kernel_size for module in convolutions(kept.network).values()}
+
+
 def padded(trained):
     """The same function with 16 more filters in the third layer, unread, and a ring of zeros around the last kernel."""
     network = networks.VGG([16, "M", 32, "M", 48, 32, "M"])
@@ -371,6 +381,16 @@ def test_same_seed_same_network(trained, digits):
     pd.testing.assert_frame_equal(again, history)
     assert all(torch.equal(same[name], tensor) for name, tensor in weights.items())
     assert not run(4)[0].equals(history)
+
+
+def test_the_seed_decides_dropout_too(trained, digits):
+    def run(start):
+        torch.manual_seed(start)
+        arguments = {"epochs": 1, "batch_size": 64, "progress": False, "evaluation": SMALL}
+        return smof(network, digits.example, [Budget("macs", 0.5)], digits, **arguments).history["loss"]
+
+    network = nn.Sequential(trained, nn.Dropout(0.5)).eval()
+    assert run(1).equals(run(2))
 
 
 def test_a_result_loads_and_exports_with_its_kernels(trained, digits, found, tmp_path):
@@ -440,6 +460,15 @@ def test_a_network_within_budget_already_only_learns_on(trained, digits):
     assert result.history["rings"].tolist() == [4]
     groups = rlprune.trace(trained, digits.example)
     assert [len(mask) for mask in result.masks] == [group.size for group in groups]
+
+
+def test_what_is_returned_has_recovered(trained, digits):
+    arguments = {"epochs": 1, "batch_size": 32, "progress": False, "evaluation": SMALL}
+    result = smof(trained, digits.example, [Budget("parameters", 0.1)], digits, **arguments)
+    network = copy.deepcopy(result.network)
+    recover(network, digits.normalise(digits.train.images[: SMALL["recalibration"]]))
+    assert result.reward > training.accuracy(network, digits, digits.validation) - 3
+    assert result.history["validation_accuracy"].iloc[-1] == result.reward
 
 
 def test_bad_input_is_named(trained, digits):

@@ -1,5 +1,6 @@
 """Stage peers for real: every method, from a baseline to the report, on digits."""
 
+import inspect
 import json
 from collections import Counter
 
@@ -7,11 +8,12 @@ import pytest
 import yaml
 from torch import nn
 
-from rlprune import data, load
+from rlprune import data, load, prune
 from rlprune.costs import parameters
 from rlprune.errors import InputError
+from rlprune.files import weights_hash
 from rlprune.networks import build
-from rlprune.stages import baseline, check, finetune, peers, prepare, search, tables
+from rlprune.stages import baseline, check, finetune, peers, prepare, search, tables, values
 
 METHODS = ["layerwise", "genetic", "prunenet", "prunetrain", "smof", "smof_filters", "hfp", "uniform"]
 SHORT = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05}
@@ -54,13 +56,27 @@ def write(folder, params):
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def tuned():
+    """Of every fine-tuning: seed, schedule, hash of the teacher, and what else it is given."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, tuned):
     folder = tmp_path_factory.mktemp("peers")
     write(folder, TINY)
     check.run(folder)
     prepare.run("digits", folder)
     baseline.run("small", folder, progress=False)
-    peers.run("all", folder, progress=False)
+    fit = finetune.fit
+
+    def spied(network, data, training, seed, teacher, checkpoint, progress, lessons):
+        tuned.append((seed, training, weights_hash(teacher), json.dumps(data.identity())))
+        return fit(network, data, training, seed, teacher, checkpoint, progress, lessons)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "fit", spied)
+        peers.run("all", folder, progress=False)
     return folder
 
 
@@ -80,11 +96,13 @@ def test_every_method_ends_within_budget_on_the_slim_network(here):
         assert result.method == method
 
 
-def test_all_are_trained_alike_and_stand_in_one_table(here):
-    tuned = metrics(here, "finetune")
-    assert list(tuned["methods"]) == METHODS
-    assert tuned["training"]["epochs"] == 1
-    assert len({run["0"]["baseline_accuracy"] for run in tuned["methods"].values()}) == 1
+def test_all_are_trained_alike_and_stand_in_one_table(here, tuned):
+    found = metrics(here, "finetune")
+    assert list(found["methods"]) == METHODS
+    assert found["training"]["epochs"] == 1
+    assert len({run["0"]["baseline_accuracy"] for run in found["methods"].values()}) == 1
+    assert len(tuned) == len(METHODS)
+    assert len(set(tuned)) == 1
     table = tables.run("tiny", here)
     assert table["method"].tolist() == METHODS
     assert table["accuracy"].between(0, 100).all()
@@ -136,6 +154,9 @@ def test_a_stopped_comparison_goes_on(here, monkeypatch):
         ({"search": {"options": {"smof": {"epoch": 1}}}}, "Unknown option of smof 'epoch'"),
         ({"search": {"options": {"slimming": {}}}}, "Unknown method 'slimming'"),
         ({"search": {"options": {"smof": {"seed": 1}}}}, "Unknown option of smof 'seed'"),
+        ({"search": {"options": {"smof": {"epochs": "four"}}}}, "epochs of smof of experiment 'all' must be a whole"),
+        ({"search": {"options": {"smof": {"evaluation": {"imags": 3}}}}}, "Unknown option of the evaluator 'imags'"),
+        ({"search": {"options": {"prunetrain": {"training": {"epoch": 3}}}}}, "Unknown training parameter 'epoch'"),
     ],
 )
 def test_bad_entry_is_one_sentence_before_any_work(tmp_path, change, fault):
@@ -156,3 +177,10 @@ def test_a_peer_has_its_place_among_comparisons(tmp_path):
     write(tmp_path, params)
     with pytest.raises(InputError, match="'other' in params.yaml is among experiments and comparisons"):
         check.run(tmp_path)
+
+
+def test_every_argument_of_every_method_has_a_rule():
+    known = {*values.ARGUMENTS, "criterion", "start", "fit_budget", "action"}
+    beside = search.GIVEN | {"evaluate", "begin", "finetune", "watch"}  # what params.yaml cannot hold
+    for function in (prune, *search.REFERENCES.values(), *peers.METHODS.values()):
+        assert set(inspect.signature(function).parameters) - beside <= known

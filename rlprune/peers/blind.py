@@ -4,8 +4,9 @@ What an agent has to beat at as many evaluations. Both decide a share of filters
 per group; a decision is brought onto the budget by one common factor.
 """
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cma
@@ -66,8 +67,8 @@ def evolution(
 
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     """
-    start = start_of(start, options.get("criterion", "magnitude"))
     began = time.perf_counter()
+    start = start_of(start, options.get("criterion", "magnitude"))
     search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, began)
     count = len(search.candidates.sizes)
     if count < 2:
@@ -78,15 +79,26 @@ def evolution(
     else:
         shares = np.full(count, np.mean(np.array(candidates.uniform()) / candidates.sizes))
     shares = np.clip(shares, LEAST, 1 - LEAST)
-    # its seed 0 stands for the time of day
-    strategy = cma.CMAEvolutionStrategy(np.log(shares / (1 - shares)), SPREAD[start], {"seed": seed + 1, "verbose": -9})
-    with search.log.bar:
+    with search.log.bar, _numpy_restored():
+        # its seed 0 stands for the time of day
+        given = {"seed": seed + 1, "verbose": -9}
+        strategy = cma.CMAEvolutionStrategy(np.log(shares / (1 - shares)), SPREAD[start], given)
         while len(search.log.rows) < episodes:
             points = strategy.ask()[: episodes - len(search.log.rows)]
             rewards = [search.tried(1 / (1 + np.exp(-point))) for point in points]
             if len(points) == strategy.popsize:
                 strategy.tell(points, [-reward for reward in rewards])
     return search.result("evolution")
+
+
+@contextlib.contextmanager
+def _numpy_restored() -> Iterator[None]:
+    """On exit numpy's global generator, which ``cma`` seeds and draws from, is as it was."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 class _Search:

@@ -74,8 +74,8 @@ def genetic(
         example_input: see `rlprune.prune`.
         budgets: see `rlprune.prune`.
         data: needed.
-        images: training images that H is of. Half of them recover the networks by which sensitivity is judged, on as
-            many validation images as the reward is.
+        images: training images that H is of. Half of them, but 2 at least, recover the networks by which sensitivity is
+            judged, on as many validation images as the reward is.
         patches: input patches drawn from them, per layer.
         normalised: whether a shift and a factor of what the layers compute are no error. None: if the network has
             batch norm.
@@ -95,6 +95,7 @@ def genetic(
     Raises:
         InputError: bad input, or a group that layers other than Conv2d and Linear read.
     """
+    clock = start = time.perf_counter()
     if min(images, patches, generations) < 1 or population < 2 or not 0 < tolerance <= 1:
         raise InputError(
             "Genetic pruning needs at least 1 image, patch and generation, a population of at least 2 and a tolerance "
@@ -106,11 +107,10 @@ def genetic(
         raise InputError("Genetic pruning measures what layers read on images: give data.")
     if normalised is None:
         normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
-    clock = start = time.perf_counter()
     groups, dataset, generator = candidates.groups, evaluator.data, torch.Generator().manual_seed(seed)
     seen = dataset.normalise(dataset.train.images[:images])
     forms = error_forms(network, groups, seen, patches, normalised, generator)
-    recalibration = images // 2 if evaluator.calibration is not None else 0
+    recalibration = max(2, images // 2) if evaluator.calibration is not None else 0
     judges = len(evaluator.split)  # fewer, and the luck of one or two images would decide a group's width
     probe = Evaluator(network, groups, dataset, evaluator.measure, judges, recalibration, evaluator.ridge)
     masks = [torch.ones(group.size, dtype=torch.bool) for group in groups]

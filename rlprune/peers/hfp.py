@@ -1,10 +1,11 @@
 """Holistic filter pruning (Enderich, Timm & Burgard 2020, arXiv 2009.08169): gradient descent divides the budgets.
 
-A filter is on while its batch-norm scale |γ| is above a threshold; off, its γ and shift β count as 0, so that it is
-silent. With every forward pass the indicators, 1 or 0, give the exact parameters and MACs, and by how much these
-exceed their targets, relatively, is added to the loss. Backwards an indicator passes its gradient straight through to
-|γ|. So as long as a target is missed every scale is pulled down by what its filter costs; no layer has a rate of its
-own. What is filled in here, for a short training from a network that is trained already:
+A filter is on while its batch-norm scale |γ| is above a threshold; off, its γ and shift β count as 0, and so do the
+weights of all layers that make it, for a sum may add one without batch norm: it is silent. With every forward pass the
+indicators, 1 or 0, give the exact parameters and MACs, and by how much these exceed their targets, relatively, is
+added to the loss. Backwards an indicator passes its gradient straight through to |γ|. So as long as a target is missed
+every scale is pulled down by what its filter costs; no layer has a rate of its own. What is filled in here, for a
+short training from a network that is trained already:
 
 - The slope of an indicator, free in a straight-through gradient. With quick training |γ| stays near its start (in
   the deep layers of our VGG11 a few per cent apart), and one slope for all shuts down whole layers at a time. Hence a
@@ -37,11 +38,11 @@ from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import delivered
 from rlprune.errors import InputError
-from rlprune.evaluate import Evaluator, recover
+from rlprune.evaluate import Evaluator
 from rlprune.importance import scores
-from rlprune.masking import keep_top, rebuild, slim
+from rlprune.masking import carriers, keep_top, rebuild, slim
 from rlprune.own import OwnData
-from rlprune.peers.judged import judged
+from rlprune.peers.judged import check_loss, judged, without_criterion
 from rlprune.peers.targets import ExactCosts, on_target
 from rlprune.result import PruningResult
 from rlprune.training import accuracy, half_precision, seeded
@@ -95,6 +96,7 @@ def hfp(
     Raises:
         InputError: a budget on anything else, no data, filters without batch norm, or settings that make no sense.
     """
+    start = time.perf_counter()
     shares = 0 < pace < 1 and 0 < threshold < 1 and 0 <= near <= 1
     if epochs < 1 or batch_size < 2 or not learning_rate > 0 or not shares:
         raise InputError(
@@ -107,9 +109,8 @@ def hfp(
             raise InputError(f"HFP needs the gradient of a cost, and {budget.name} has none: use parameters or macs.")
     if data is None:
         raise InputError("HFP trains the network while it prunes: give data.")
-    candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
     batch_size = min(batch_size, len(evaluator.data.train))
-    start = time.perf_counter()
     gates, costs = Gates(candidates, evaluator.data, threshold), ExactCosts(candidates, near)
     run = _Run(candidates, evaluator, gates, costs, epochs * (len(evaluator.data.train) // batch_size), pace)
     generator, history = torch.Generator().manual_seed(seed), []
@@ -121,7 +122,9 @@ def hfp(
                 figures.append(run.learn(images, labels, learning_rate))
                 bar.update()
             means = zip(("loss", "penalty", "train_accuracy"), np.mean(figures, 0).tolist(), strict=True)
-            row = {"epoch": epoch, **dict(means), **run.measured()}
+            row = {"epoch": epoch, **dict(means)}
+            check_loss(row["loss"], epoch)
+            row |= run.measured()
             bar.set_postfix({name: f"{row[name]:.1f}" for name in ("validation_accuracy", "parameters", "macs")})
             history.append(row | {"seconds": time.perf_counter() - begun})
     for name, parameter in network.named_parameters():
@@ -152,14 +155,21 @@ class Gates:
         self.network.requires_grad_().train()
         self.sizes, self.least = candidates.sizes.tolist(), candidates.least
         self.norms, self._place = {}, {}  # of each channel, its filter's number in the network; the last is none's
+        self._gated = {}  # parameter that makes filters, by id → module, name, dimension along which they lie
         for group, before in zip(candidates.groups, np.cumsum([0, *self.sizes]), strict=False):
             for part in group.slices:
-                norm = self.network.get_submodule(part.module)
-                if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.affine:
-                    self.norms[part.module] = norm
-                    none = torch.full((part.length,), sum(self.sizes))
-                    self._place.setdefault(part.module, none)[part.index] = part.source + before
-        self._owned = torch.bincount(torch.cat([*self._place.values(), torch.tensor([sum(self.sizes)])]))
+                if part.axis == "in":
+                    continue
+                module = self.network.get_submodule(part.module)
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                    self.norms[part.module] = module
+                none = torch.full((part.length,), sum(self.sizes))
+                self._place.setdefault(part.module, none)[part.index] = part.source + before
+                for name, dim in carriers(module, part.axis)[0].items():
+                    if (parameter := module._parameters.get(name)) is not None:
+                        self._gated.setdefault(id(parameter), (part.module, name, dim))  # it may be shared
+        places = [self._place[name] for name in self.norms]
+        self._owned = torch.bincount(torch.cat([*places, torch.tensor([sum(self.sizes)])]))
         for group, owned in zip(candidates.groups, self._owned[:-1].split(self.sizes), strict=True):
             if not owned.all():
                 raise InputError(
@@ -191,22 +201,29 @@ class Gates:
         return on, torch.stack(widths)
 
     def _spread(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Boolean values per filter of each group, brought to the channels of each batch norm; else True."""
+        """Boolean values per filter of each group, brought to the channels that each module makes; else True."""
         of_filter = torch.cat([*values, torch.tensor([True])])
-        return {name: of_filter[place].to(self.norms[name].weight.device) for name, place in self._place.items()}
+        device = next(iter(self.norms.values())).weight.device
+        return {name: of_filter[place].to(device) for name, place in self._place.items()}
 
     def gated(self, on: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Name → γ or β of every batch norm, 0 for what is off."""
-        named = [(name, key, p) for name, norm in self.norms.items() for key, p in norm.named_parameters()]
-        spread = self._spread(on)
-        return {f"{name}.{key}": parameter * spread[name] for name, key, parameter in named}
+        """Name → each parameter that makes filters, γ and β among them, 0 for what is off."""
+        spread, gated = self._spread(on), {}
+        for module, name, dim in self._gated.values():
+            parameter = self.network.get_parameter(f"{module}.{name}")
+            keep = spread[module][: parameter.shape[dim]]
+            gated[f"{module}.{name}"] = parameter * keep.view(-1, *[1] * (parameter.ndim - 1 - dim))
+        return gated
 
     @torch.no_grad()
     def revive(self, on: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-        """What is off and yet stays gets, in each batch norm, the mean |γ| of what is on, and its old sign."""
-        stays = self._spread(masks)
-        for name, value in self._spread(on).items():
-            scale, back = self.norms[name].weight, stays[name] & ~value
+        """What is off and yet stays gets, in each batch norm, the mean |γ| of what is on, and the sign that it has.
+
+        A γ that stopped at 0 counts as positive, from whichever side it came.
+        """
+        on, stays = self._spread(on), self._spread(masks)
+        for name, norm in self.norms.items():
+            scale, value, back = norm.weight, on[name], stays[name] & ~on[name]
             scale[back] = torch.copysign(scale[value].abs().mean(), scale[back])
 
 
@@ -285,8 +302,7 @@ class _Run:
         if masks is None:
             masks = self.gates()[0]
             network = slim(network, self.candidates.groups, masks)
-            if self.evaluator.calibration is not None:  # under the pull, running statistics are always late
-                recover(network, self.evaluator.calibration)
+        self.evaluator.recalibrate(network)
         row = {"validation_accuracy": accuracy(network, self.evaluator.data, self.evaluator.split)}
         for name in ("parameters", "macs"):
             cost = getattr(self.candidates.predictor, name)

@@ -18,7 +18,7 @@ from rlprune.delivery import finish
 from rlprune.errors import InputError
 from rlprune.gates import BATCH, IMAGES, RATE, ROUNDS, STEPS, Gates
 from rlprune.own import OwnData
-from rlprune.peers.judged import judged
+from rlprune.peers.judged import judged, without_criterion
 from rlprune.result import PruningResult
 
 
@@ -60,6 +60,7 @@ def prunenet(
     Raises:
         InputError: no data, a schedule of nothing, or too few images.
     """
+    begin = time.perf_counter()
     if data is None:
         raise InputError("PruneNet learns its gates from images: give data.")
     if min(rounds, steps) < 1 or min(batch_size, images) < 2 or learning_rate <= 0:
@@ -68,8 +69,7 @@ def prunenet(
             f"rate above 0, not rounds={rounds}, steps={steps}, batch_size={batch_size}, images={images}, "
             f"learning_rate={learning_rate}."
         )
-    begin = time.perf_counter()
-    candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
     gates = Gates(candidates, evaluator.data, images, batch_size, learning_rate, seed)
     history = []
     with tqdm(total=rounds, desc="gates", mininterval=1, disable=not progress) as bar:

@@ -43,7 +43,7 @@ from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
 from rlprune.networks import architecture_of, build
 from rlprune.own import OwnData
-from rlprune.peers.judged import judged
+from rlprune.peers.judged import check_loss, judged, without_criterion
 from rlprune.peers.lasso import Lasso
 from rlprune.result import PruningResult
 from rlprune.training import Training, accuracy, fillable, half_precision, one_epoch, seeded, sgd
@@ -87,7 +87,7 @@ def prunetrain(
         checkpoint: a file written after every epoch. If it is there, training goes on from it and ends as if never
             stopped; it is left in place.
         progress: show a bar.
-        options: those of `rlprune.peers.judged.judged`.
+        options: those of `rlprune.peers.judged.judged`; its criterion plays no part.
 
     Returns:
         the trained network. ``history`` has a row an epoch: epoch, loss (of classification), train_accuracy,
@@ -100,6 +100,7 @@ def prunetrain(
         InputError: no data, values that make no sense, a module whose weights cannot be made anew, or a checkpoint that
             is cut off or of another run.
     """
+    start = time.perf_counter()
     training = training if isinstance(training, Training) else Training.of(training or {})
     if data is None:
         raise InputError("PruneTrain trains from scratch: give data.")
@@ -110,10 +111,9 @@ def prunetrain(
         )
     if training.average:
         raise InputError("PruneTrain's network gets smaller while it trains, which no average can follow: average=0.")
-    candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
     fillable(evaluator.data, training)
-    start, device = time.perf_counter(), evaluator.data.device
-    with seeded(seed, device):  # for dropout, which has no generator of its own
+    with seeded(seed, evaluator.data.device):  # for dropout, which has no generator of its own
         run = _Run(candidates, evaluator, training, share, seed)
         path, which = Path(checkpoint) if checkpoint is not None else None, ""
         if path is not None:
@@ -128,10 +128,13 @@ def prunetrain(
         with tqdm(desc="train", mininterval=1, disable=not progress) as bar:
             for epoch in range(len(run.history) + 1, training.epochs + 1):
                 began, rates = time.perf_counter(), run.train(epoch, bar)
+                check_loss(rates["loss"], epoch)
                 if epoch % interval == 0:
                     run.remove_silent(threshold)
                 if epoch in (max(1, training.epochs - round(settle * training.epochs)), training.epochs):
                     run.enforce()
+                if epoch == training.epochs:
+                    evaluator.recalibrate(run.network)
                 run.record(epoch, rates, began)
                 if grow_batch:
                     run.grow()
@@ -170,7 +173,7 @@ class _Run:
         self.batch_size = training.batch_size
         self.history: list[dict[str, float]] = []
         self.macs = self.dense = self.faded = 0
-        self.asked = False  # whether the budgets have been enforced
+        self.asked = False  # whether anything has left for the budgets' sake
         self.generator = torch.Generator().manual_seed(seed)
         self.activations = activations(self.network, candidates.example_input)
         self._prepare()
@@ -243,11 +246,12 @@ class _Run:
 
     def enforce(self) -> None:
         """Bring the network within every budget; what is cut then recovers."""
-        candidates, evaluator, target, self.asked = self.candidates, self.evaluator, None, True
+        candidates, evaluator, target = self.candidates, self.evaluator, None
         for attempt in range(TRIES + 2):  # the second and further ones for a cost that is noisy
             costs = candidates.measured(self.network).values()
             if all(cost["value"] <= cost["limit"] for cost in costs):
                 break
+            self.asked = True
             if attempt == 0 and evaluator.calibration is not None:
                 target = outputs(self.network, evaluator.calibration)
             values = [torch.full((len(alive),), -1.0) for alive in self.alive]  # of those that are gone

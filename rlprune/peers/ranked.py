@@ -4,6 +4,7 @@ The one-shot heuristics that a search has to beat. A threshold common to all gro
 keeps; the lowest threshold within budget is taken.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from rlprune.costs import Budget
 from rlprune.delivery import single
 from rlprune.importance import scores
 from rlprune.own import OwnData
-from rlprune.peers.judged import judged
+from rlprune.peers.judged import judged, without_criterion
 from rlprune.result import PruningResult
 
 
@@ -41,7 +42,11 @@ def batchnorm(
     seed: int = 0,
     **options: Any,
 ) -> PruningResult:
-    """By each filter's batch-norm scale |γ| (network slimming, Liu et al. 2017); see `magnitude`."""
+    """By each filter's batch-norm scale |γ| (network slimming, Liu et al. 2017); see `magnitude`.
+
+    Slimming trains the network under an L1 penalty on γ before it ranks; that is left out here, where the scales are
+    those of a network trained without one.
+    """
     return _ranked("batchnorm", network, example_input, budgets, data, seed, options)
 
 
@@ -69,9 +74,8 @@ def _ranked(
     seed: int,
     options: dict[str, Any],
 ) -> PruningResult:
-    # the criterion that an experiment gives to all its methods has no say here
-    options = {key: value for key, value in options.items() if key != "criterion"}
-    candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
+    start = time.perf_counter()
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
     # a norm grows with a filter's inputs: only within its group does it say something; the others compare as they are
     values = scores(network, candidates.groups, criterion, evaluator.sample, relative=criterion == "magnitude")
-    return single(candidates, evaluator, candidates.thresholded(values), criterion, values)
+    return single(candidates, evaluator, candidates.thresholded(values), start, criterion, values)

@@ -7,7 +7,7 @@ dilation and groups, transposed or not.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,7 @@ class Scales:
         groups: its filter groups.
         example_input: tells how often a weight is used.
         rings: whether rings have scales.
+        stay: names of layers whose rings have none.
 
     Attributes:
         layers: names of those whose rings have scales.
@@ -129,10 +130,18 @@ class Scales:
             1 to begin with.
     """
 
-    def __init__(self, network: nn.Module, groups: Sequence[FilterGroup], example_input: Tensor, rings: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: Sequence[FilterGroup],
+        example_input: Tensor,
+        rings: bool,
+        stay: Container[str] = (),
+    ) -> None:
         device, modules = example_input.device, dict(network.named_modules())
         used = uses(network, example_input)
-        counts = {name: count for name, count in removable(network).items() if rings and used.get(modules[name])}
+        able = removable(network).items() if rings else ()
+        counts = {name: count for name, count in able if name not in stay and used.get(modules[name])}
         self.layers, self._groups = list(counts), len(groups)
         sizes = [group.size for group in groups] + list(counts.values())
         self.scales = [torch.ones(size, device=device, requires_grad=True) for size in sizes]

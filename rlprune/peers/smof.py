@@ -38,11 +38,11 @@ from rlprune.candidates import Candidates
 from rlprune.costs import Budget
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
-from rlprune.evaluate import Evaluator, recover
+from rlprune.evaluate import Evaluator
 from rlprune.groups import remaining
 from rlprune.masking import keep_top, rebuild, slim, widths
 from rlprune.own import OwnData
-from rlprune.peers.judged import judged
+from rlprune.peers.judged import check_loss, judged, without_criterion
 from rlprune.peers.rings import Scales, removable, without_rings
 from rlprune.result import PruningResult
 from rlprune.training import Training, accuracy, half_precision, seeded, sgd
@@ -89,7 +89,8 @@ def smof(
         travel: how far a scale (trained by Adam) could go in the whole fading; 1 is from all to nothing.
         seed: of the batches and of dropout.
         progress: show a bar.
-        options: those of `rlprune.peers.judged.judged`; ``criterion`` decides nothing here.
+        options: those of `rlprune.peers.judged.judged`; ``criterion`` decides nothing here, and of layers that stay for
+            the sake of ``exclude`` the kernels stay, too.
 
     Returns:
         the result. Its history has a row an epoch: epoch, loss (without the penalty), validation_accuracy in percent,
@@ -99,12 +100,13 @@ def smof(
     Raises:
         InputError: no data, a schedule that makes no sense or has too few batches, or a loss that is not finite.
     """
+    start = time.perf_counter()
     if data is None:
         raise InputError("SMOF trains while it prunes: give data.")
     if not (0 < fading < 1 and travel > 0):
         raise InputError(f"fading must lie in (0, 1) and travel above 0, not {fading} and {travel}.")
     schedule = Training(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
-    candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
+    candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
     images = len(evaluator.data.train)
     steps = epochs * (images // batch_size)
     if steps < 2:
@@ -112,7 +114,6 @@ def smof(
             f"{images} training images make {steps} batch(es) of {batch_size} in {epochs} epoch(s), too few to fade "
             "and to settle: lower batch_size or raise epochs."
         )
-    start = time.perf_counter()
     device = example_input.device
     with seeded(seed, device), tqdm(total=steps, desc="smof", mininterval=1, disable=not progress) as bar:
         run = _Run(candidates, evaluator, schedule, rings, fading, travel)
@@ -155,7 +156,8 @@ class _Run:
         self.scores: list[Tensor] | None = None
         self.optimizer = sgd(self.network, schedule)
         self.example = example = candidates.example_input
-        self.scales = Scales(self.network, candidates.groups, example, rings)
+        excluded = {name for name, reason in candidates.groups.skipped if reason == "excluded"}
+        self.scales = Scales(self.network, candidates.groups, example, rings, excluded)
         self.means = [torch.zeros_like(value) for value in self.scales.values()]
         self.pull = torch.optim.Adam(self.scales.scales, lr=travel / self.fading, betas=(0.9, 0.99))
         self.multiplier = torch.tensor(FIRST, device=example.device)
@@ -177,14 +179,11 @@ class _Run:
                 losses.append(self._step(images, labels))
                 bar.update()
             loss = float(torch.stack(losses).mean())
-            if not math.isfinite(loss):
-                raise InputError(f"The loss is {loss} in epoch {epoch}: lower learning_rate.")
-            whole = left = self.network
-            if self.masks is None:
-                whole = self.scales.folded(self.network)
-                if self.evaluator.calibration is not None:  # its statistics lag behind its scales
-                    recover(whole, self.evaluator.calibration)
-                left = self._cut(whole, self.scales.values(), FADED, FADED)[0]
+            check_loss(loss, epoch)
+            fades = self.masks is None
+            whole = self.scales.folded(self.network) if fades else self.network
+            self.evaluator.recalibrate(whole)
+            left = self._cut(whole, self.scales.values(), FADED, FADED)[0] if fades else whole
             row = {"epoch": epoch, "loss": loss, "validation_accuracy": accuracy(whole, data, self.evaluator.split)}
             for name, (cost, unpruned) in self.costs.items():
                 row[name] = 100 * cost.measure(left, self.example) / unpruned
@@ -236,13 +235,8 @@ class _Run:
             self.network, self.masks = self._best(self.scales.folded(self.network), scores)
             self.scores = scores[: len(self.masks)]
             self.network.to(memory_format=torch.channels_last)
-            self._recover()
+            self.evaluator.recalibrate(self.network)
             self.optimizer = sgd(self.network, self.schedule)
-
-    def _recover(self) -> None:
-        """Batch norm's statistics of what a cut has left."""
-        if self.evaluator.calibration is not None:
-            recover(self.network, self.evaluator.calibration)
 
     def enforce(self) -> None:
         """Take the weakest filters out of a network that a noisy cost refuses at the end, until it is within budget."""
@@ -258,7 +252,7 @@ class _Run:
             self.network, groups = slim(self.network, groups, keeps), remaining(groups, keeps)
             for mask, keep in zip(self.masks, keeps, strict=True):
                 mask[mask.clone()] = keep
-            self._recover()
+            self.evaluator.recalibrate(self.network)
 
     def _best(self, whole: nn.Module, scores: list[Tensor]) -> tuple[nn.Module, list[Tensor]]:
         """The slim network within every budget, and its masks, that the lowest threshold leaves."""

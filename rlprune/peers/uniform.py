@@ -1,5 +1,6 @@
 """Uniform widths: the same share of every group, the largest within budget."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,5 +26,6 @@ def uniform(
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     ``seed`` divides data of one's own; nothing else here is random.
     """
+    start = time.perf_counter()
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
-    return single(candidates, evaluator, candidates.uniform(), "uniform")
+    return single(candidates, evaluator, candidates.uniform(), start, "uniform")
