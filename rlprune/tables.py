@@ -197,9 +197,9 @@ def page(
         "",
         "Accuracies in percent of the test images; ± is the standard deviation over seeds. Pruned: after pruning and "
         "recovery (batch norm recalibrated, last layer fitted again unless the method has trained it itself), before "
-        "fine-tuning. Bold: the best per network and budget. Evaluations and times are per seed. Figures, over several seeds: lines are means; the band is one "
-        "standard deviation in the curves of a search, and in the progress the 95 % interval of the mean (of two "
-        "seeds, from the lower to the higher).",
+        "fine-tuning. Bold: the best per network and budget. Evaluations and times are per seed. Figures, over several "
+        "seeds: lines are means; the band is one standard deviation in the curves of a search, and in the progress the "
+        "95 % interval of the mean (of two seeds, from the lower to the higher).",
         *more,
     ]
     shown = [("accuracy_by_method", "Accuracy after fine-tuning")]

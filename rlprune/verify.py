@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlprune.coupling import LAYERS, first_line
 from rlprune.errors import InputError
 from rlprune.masking import keep_top, masked, rebuild, slim
+from rlprune.training import seeded
 
 if TYPE_CHECKING:  # `groups` stands below this module
     from rlprune.groups import FilterGroup
@@ -149,7 +150,8 @@ def _disagreement(trial: _Trial, groups: list[FilterGroup]) -> str | None:
 
 def _training_failure(network: nn.Module, images: Tensor) -> str | None:
     """What a forward pass in training mode raises, if it does; the network is then in evaluation mode as before."""
-    with masked(network, (), ()):  # keeps the statistics of its batch norms
+    # the statistics of batch norms stay, and the generators that dropout draws from
+    with masked(network, (), ()), seeded(0, images.device):
         failure = _failure(network.train(), images)
     network.eval()
     return failure

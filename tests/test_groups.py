@@ -471,3 +471,13 @@ def test_code_that_squeezes_a_width_of_one_keeps_its_group():
     groups = trace(network, IMAGES)
     assert [group.name for group in groups] == ["a"]
     assert "fails" in dict(groups.skipped)["b"]
+
+
+def test_tracing_leaves_the_global_generator_as_it_was():
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 2)]
+    network = nn.Sequential(*layers)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    trace(network, torch.zeros(1, 3, 8, 8))
+    assert torch.equal(torch.rand(1), expected)
