@@ -242,6 +242,8 @@ def options_for(
     # near something good large steps would only lead away: what was learned elsewhere, or what the criterion decides
     if begun or env.start is not None:
         own["initial_log_std"] = -2.5 if filterwise else -2.2
+    if begun and not filterwise:
+        own["learning_rate"] = 2e-3
     if env.start is not None:
         own |= {
             "learning_rate": 3e-4 if filterwise else 1e-3,
