@@ -18,9 +18,9 @@ from torch import nn
 from rlprune import Budget, Evaluator, costs, masked, networks, trace
 from rlprune._torchvision import torchvision
 from rlprune.candidates import Candidates
+from rlprune.forward import half_precision
 from rlprune.own import from_tensors
 from rlprune.stages.common import environment
-from rlprune.training import half_precision
 
 IMAGES, RECALIBRATION, PAIRS = 1000, 500, 5
 

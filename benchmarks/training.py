@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 
 import rlprune
-from rlprune import networks, peers, training
+from rlprune import forward, networks, peers, training
 from rlprune.own import from_tensors
 from rlprune.stages.common import environment
 
@@ -34,7 +34,7 @@ def bare(network, optimizer, images, labels):
     """Images per second of forward, backward and step alone."""
     start = time.perf_counter()
     for _ in range(STEPS):
-        with training.half_precision(images.device):
+        with forward.half_precision(images.device):
             logits = network(images)
         loss = F.cross_entropy(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)

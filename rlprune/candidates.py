@@ -23,6 +23,7 @@ from rlprune.masking import keep_top, slim
 
 FITS = ["shrink", "scale", "wall", "none"]
 STARTS = ["uniform", "ranking"]  # widths that a search starts from
+COLUMNS = ["episode", "steps", "reward", "mean_action", "budget", "best", "seconds"]  # of a history, beside the costs
 PROBES = 33  # uniform widths looked at where the smallest network is not within budget
 
 
@@ -86,7 +87,15 @@ class Candidates:
         self._values: dict[tuple[int, ...], dict[int, float]] = {}
         self._built: tuple[tuple[int, ...], nn.Module] | None = None
         measured = [budget.measurements(network, example_input) for budget in self.budgets]
-        self.unpruned = np.array([statistics.median(values) for values in measured])
+        self.compare_with([statistics.median(values) for values in measured])
+
+    def compare_with(self, unpruned: Sequence[float]) -> None:
+        """Set the cost of the unpruned network, one per budget, and what follows from it: `limits` and `table`.
+
+        Raises:
+            InputError: a cost of 0, or budgets that cannot be met.
+        """
+        self.unpruned = np.array(unpruned)
         for budget, cost in zip(self.budgets, self.unpruned, strict=True):
             if cost == 0:
                 raise InputError(f"The unpruned network's {budget.name} is 0 already: leave that budget out.")
@@ -110,6 +119,12 @@ class Candidates:
         if len(set(names)) < len(names):
             double = next(name for name in names if names.count(name) > 1)
             raise InputError(f"Two budgets are named {double!r}: give each a name of its own with Budget(…, name=…).")
+        for name in names:
+            if name in [*COLUMNS, *(f"lambda_{other}" for other in names)]:
+                raise InputError(
+                    f"A budget is named {name!r}, as another column of the history is: give it another name with "
+                    "Budget(…, name=…), or rename the cost's function."
+                )
         if not len(self.groups):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.groups.skipped[:3])
             raise InputError(f"There is no filter to prune in this network{f' ({reasons})' if reasons else ''}.")
@@ -139,11 +154,12 @@ class Candidates:
             "satisfiable": smallest <= self.limits,
         }
         table = pd.DataFrame(columns)
+        rounded = f", in multiples of {self.multiple}" if self.multiple > 1 else ""
         for row in table[~table["satisfiable"]].itertuples():
             raise InputError(
                 f"The budget of {row.limit:,.6g} on {row.budget} cannot be met: the smallest that can be reached is "
                 f"{row.smallest:,.6g} (unpruned {row.unpruned:,.6g}; every group keeps {self.minimum} filter(s) or "
-                "more). Raise the limit."
+                f"more{rounded}). Raise the limit."
             )
         if anchor is None:
             names = ", ".join(f"{row.budget} ≤ {row.limit:,.6g}" for row in table.itertuples())
@@ -205,7 +221,8 @@ class Candidates:
                 of the budget is used; "none" takes the shares as they are.
         """
         one_of("way to fit a budget", how, FITS)
-        shares = np.clip(np.asarray(shares, dtype=np.float64), 1e-3, 1.0)
+        # scaled up, 0 would stay 0; in a group of more than 1,000 filters a thousandth is not the least
+        shares = np.clip(np.asarray(shares, dtype=np.float64), np.minimum(1e-3, 1 / self.sizes), 1.0)
         asked = self.widths(shares)
         if how == "none" or (how != "scale" and self.feasible(asked)):
             return asked

@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlprune.errors import InputError, finite, one_of
+from rlprune.forward import evaluating
 from rlprune.groups import FilterGroups
 from rlprune.masking import carriers
-from rlprune.training import evaluating
 
 Cost = Callable[[nn.Module, Tensor], float]
 

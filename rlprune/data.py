@@ -55,6 +55,8 @@ class Dataset:
         sha256: hash of the content before splitting.
         split_seed: seed of the division into training and validation.
         pad: pixels on each side from which a random crop of a training image may start.
+        padded: training images with those pixels, channels last.
+        memory_format: of all images, see `rlprune.training.suited`.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Dataset:
     split_seed: int
     pad: int
     padded: Tensor = field(repr=False)
+    memory_format: torch.memory_format = torch.channels_last
 
     @property
     def device(self) -> torch.device:
@@ -77,8 +80,8 @@ class Dataset:
 
     @property
     def example(self) -> Tensor:
-        """One normalised training image, (1, C, H, W): an example input for tracing."""
-        return self.normalise(self.train.images[:1])
+        """One normalised training image, (1, C, H, W), contiguous: an example input for tracing."""
+        return self.normalise(self.train.images[:1]).contiguous()
 
     def to(self, device: torch.device | str) -> "Dataset":
         moved = {
@@ -92,6 +95,12 @@ class Dataset:
             return images
         scale = 1 / (255 * self.std)
         return images * scale[:, None, None] - (self.mean / self.std)[:, None, None]
+
+    def contiguous(self) -> "Dataset":
+        """The same images, channel after channel in memory."""
+        splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        plain = {name: Split(split.images.contiguous(), split.labels) for name, split in splits.items()}
+        return replace(self, **plain, memory_format=torch.contiguous_format)
 
     def augmented(self, batch_size: int, generator: torch.Generator, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch over the training split, shuffled, cropped at random, and mirrored every other time.
@@ -117,7 +126,8 @@ class Dataset:
         for start in range(0, len(order) - batch_size + 1, batch_size):
             part = slice(start, start + batch_size)
             picked = self.padded[order[part, None, None], rows[part, :, None], columns[part, None, :]]
-            yield self.normalise(picked.permute(0, 3, 1, 2)), self.train.labels[order[part]]
+            picked = picked.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+            yield self.normalise(picked), self.train.labels[order[part]]
 
     def identity(self) -> list[Any]:
         """All that decides which images a network is shown and how, as plain numbers: part of every checkpoint's key.

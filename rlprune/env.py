@@ -134,6 +134,21 @@ class PruningEnv(gymnasium.Env):
         self._shares: list[float] = []
         self._started = time.perf_counter()
 
+    def state(self) -> dict[str, Any]:
+        """What was measured of the network, for a checkpoint: another process would measure it a little differently."""
+        start = self.start.tolist() if self.start is not None else None
+        return {"unpruned": self.candidates.unpruned.tolist(), "start": start}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`: limits, and shares that are relative, mean what they meant there.
+
+        Raises:
+            InputError: budgets that cannot be met then.
+        """
+        self.candidates.compare_with(state["unpruned"])
+        self.limits = 100 * self.candidates.limits / self.candidates.unpruned
+        self.start = np.array(state["start"]) if state["start"] is not None else None
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from rlprune.data import Dataset
 from rlprune.errors import InputError, finite, one_of
+from rlprune.forward import accuracy, evaluating, half_precision, seeded, suitable_batch, suited
 from rlprune.groups import FilterGroups
 from rlprune.masking import slim
-from rlprune.training import accuracy, changeable, evaluating, half_precision, seeded, suitable_batch
+from rlprune.training import changeable
 
 
 @torch.no_grad()
@@ -166,6 +167,7 @@ class Evaluator:
             )
         if finetune_steps and data is not None:
             changeable(network)
+        data = suited(network, data) if data is not None else None
         self.network, self.groups, self.data, self.measure = network, groups, data, measure
         self.finetune_steps, self.finetune_rate, self.seed = finetune_steps, finetune_rate, seed
         self.ridge = ridge
@@ -189,7 +191,7 @@ class Evaluator:
         network = slim(self.network, self.groups, masks)
         if self.data is None:
             return network.eval()
-        network.to(memory_format=torch.channels_last)
+        network.to(memory_format=self.data.memory_format)
         if self.calibration is not None:
             recover(network, self.calibration, self.target, self.ridge)
         if self.finetune_steps:

@@ -8,7 +8,7 @@ the reward (`rlprune.imagination`) something about all the others.
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,10 @@ from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
 from rlprune.importance import CRITERIA
-from rlprune.log import KEPT, SearchLog
+from rlprune.log import KEPT, SearchLog, distinct
 from rlprune.own import OwnData, dataset_of
 from rlprune.result import PruningResult
-from rlprune.search import imagine, options_for
+from rlprune.search import identity_of, imagine, options_for
 
 BANDS = 4  # of budgets, each with a λ of its own
 LOOKS = 4  # evaluations that each point gets once the agent has learned
@@ -181,16 +181,18 @@ def pareto(
     rest = {"criterion": criterion, "sample": evaluator.sample, "minimum": minimum, "multiple": multiple}
     low, high = points[0], points[-1]
     env = FrontEnv(network, example_input, cost, low, high, evaluator, action=action, groups=groups, **rest)
-    ppo = LagrangianPPO(env, [0.0] * BANDS, seed=seed, options=options_for(env, episodes, criterion, agent or {}))
+    options = options_for(env, episodes, criterion, agent or {})
+    ppo = LagrangianPPO(env, [0.0] * BANDS, seed=seed, options=options)
     log, model = SearchLog(env.candidates, episodes + LOOKS * len(points), progress), RewardModel(len(groups))
     found: list[Decision] = []
     practises = bool(imagined) and env.candidates.predicted
     what = [weights_hash(network), budgets[0].name, points, episodes, action, seed, criterion, minimum, multiple]
-    what += [evaluation, imagined, asdict(ppo.options), [group.name for group in groups]]
+    what += [evaluation, imagined, identity_of(options, agent or {}), [group.name for group in groups]]
     run = str([*what, *(images.identity() if images is not None else [])])
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():
         state = read_checkpoint(path, run)
+        env.restore(state["env"])
         ppo.load_state_dict(state["agent"])
         log.restore(state)
         model.restore(state["model"])
@@ -214,7 +216,7 @@ def pareto(
                 imagine(ppo, env, model, imagined)
             if path is not None:
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
-                state |= {"found": [vars(decision) for decision in found], "drawn": env.drawn}
+                state |= {"found": [vars(decision) for decision in found], "drawn": env.drawn, "env": env.state()}
                 state["seconds"] = time.perf_counter() - start
                 write_atomically(path, lambda file, state=state: torch.save(state, file))
         for share in points:
@@ -228,7 +230,7 @@ def pareto(
     for share in points:
         env.demand(share)
         within = [decision for decision in found if env.candidates.feasible(decision.widths)]
-        best = sorted(within, key=lambda decision: -decision.reward)[:KEPT]
+        best = distinct(sorted(within, key=lambda decision: -decision.reward))[:KEPT]
         results[share] = finish(env.candidates, best, evaluator, log.rows, len(log.rows), seconds, "front")
     return Front(results, pd.DataFrame(log.rows))
 

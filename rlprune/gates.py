@@ -33,10 +33,10 @@ from rlprune.candidates import STARTS, Candidates
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import outputs
+from rlprune.forward import half_precision, suitable_batch
 from rlprune.groups import FilterGroups
 from rlprune.importance import CRITERIA
 from rlprune.masking import rebuild
-from rlprune.training import half_precision, suitable_batch
 
 GATES = "gates"
 OPEN = 2.0  # logit of every gate to begin with: it stands at 0.88
@@ -119,7 +119,7 @@ class Gates:
         self.generator = torch.Generator().manual_seed(seed)
         self.batches = self._batches(min(batch_size, len(self.images), suitable_batch(self.images)))
         self.network = rebuild(candidates.network, {}).requires_grad_(False).eval()
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=data.memory_format)
         for module in self.network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.train()  # of this copy, whose running statistics nobody reads

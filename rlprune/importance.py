@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.errors import InputError, one_of
+from rlprune.forward import evaluating, suitable_batch
 from rlprune.groups import FilterGroup, Slice
-from rlprune.training import evaluating, suitable_batch
 
 CRITERIA = ["magnitude", "batchnorm", "taylor"]
 FEATURES = ["magnitude", "batchnorm", "taylor", "outgoing", "distinct"]

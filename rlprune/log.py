@@ -1,6 +1,6 @@
 """What a search has tried: the rows of history.csv, the best decisions, and the bar that shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,9 +51,9 @@ class SearchLog:
             feasible: whether its network is within budget.
             more: further columns.
         """
-        if feasible and (decision.scores or all(known.widths != decision.widths for known in self.best)):
+        if feasible:
             # a stable sort: of equal rewards the first found stays first
-            self.best = sorted([*self.best, decision], key=lambda known: -known.reward)[:KEPT]
+            self.best = sorted(distinct([*self.best, decision]), key=lambda known: -known.reward)[:KEPT]
         number = len(self.rows) + 1
         row = {
             "episode": number,
@@ -81,6 +81,15 @@ class SearchLog:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.rows, self.best = state["rows"], [Decision(**decision) for decision in state["best"]]
+
+
+def distinct(decisions: Iterable[Decision]) -> list[Decision]:
+    """Of decisions that make the same network, of equal widths and without scores of their own, the first."""
+    kept: list[Decision] = []
+    for decision in decisions:
+        if decision.scores or all(known.widths != decision.widths for known in kept):
+            kept.append(decision)
+    return kept
 
 
 def _mean(rows: list[dict[str, float]], column: str) -> float:

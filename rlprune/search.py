@@ -22,6 +22,7 @@ from rlprune.env import PruningEnv
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.forward import evaluating
 from rlprune.gates import criterion_of, start_of
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
@@ -29,7 +30,7 @@ from rlprune.importance import FEATURES
 from rlprune.log import SearchLog
 from rlprune.own import OwnData, dataset_of
 from rlprune.result import PruningResult
-from rlprune.training import Training, evaluating, fit, trainable
+from rlprune.training import Training, fit, trainable
 
 EPISODES_PER_UPDATE = 10
 
@@ -122,17 +123,14 @@ def prune(
         evaluator,
         action,
         groups=groups,
-        criterion=criterion_of(criterion, images, seed),
+        criterion=criterion_of(criterion, evaluator.data, seed),
         sample=evaluator.sample,
         fit=fit_budget,
         minimum=minimum,
         multiple=multiple,
         start=start,
     )
-    if progress:
-        print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
     options = options_for(env, episodes, criterion, agent or {}, begun=begin is not None)
-    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=options)
     if begin is not None:
         if begin.agent is None:
             raise InputError(f"There is no agent in a result of method {begin.method!r}: begin with prune()'s.")
@@ -141,16 +139,22 @@ def prune(
                 f"The agent learned to decide relative to {before!r} widths, and this search starts from {start!r} "
                 f"ones: give start={before!r}."
             )
+    rest = [_learned(begin), episodes, seed, criterion, fit_budget, start, minimum, multiple]
+    rest += [action, evaluation, imagined, [group.name for group in groups]]
+    run = _fingerprint(env, images, identity_of(options, agent or {}), rest)
+    path = Path(checkpoint) if checkpoint is not None else None
+    state = read_checkpoint(path, run) if path is not None and path.exists() else None
+    if state is not None:
+        env.restore(state["env"])
+    if progress:
+        print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
+    ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=options)
+    if begin is not None:
         ppo.adopt(begin.agent)
-    rest = [weights_hash(ppo.policy), episodes, seed, criterion, fit_budget, start, minimum, multiple]
-    rest += [evaluation, imagined, [group.name for group in groups]]
-    run = _fingerprint(env, images, asdict(ppo.options), rest)
     known = begin.agent.get("model") if begin is not None else None
     log, model = _Log(env, episodes, progress), RewardModel(len(groups), known)
     practises = bool(imagined) and env.candidates.predicted
-    path = Path(checkpoint) if checkpoint is not None else None
-    if path is not None and path.exists():
-        state = read_checkpoint(path, run)
+    if state is not None:
         ppo.load_state_dict(state["agent"])
         log.restore(state)
         model.restore(state["model"])
@@ -169,7 +173,7 @@ def prune(
                 imagine(ppo, env, model, imagined)
             if path is not None:
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
-                state["seconds"] = time.perf_counter() - began
+                state |= {"env": env.state(), "seconds": time.perf_counter() - began}
                 write_atomically(path, lambda file, state=state: torch.save(state, file))
     if not log.best:
         raise InputError(
@@ -256,6 +260,14 @@ def options_for(
         raise InputError(f"Unknown option of the agent among {sorted(given)}. Use: {known}.") from error
 
 
+def identity_of(options: PPOOptions, given: dict[str, Any]) -> dict[str, Any]:
+    """The options by which a checkpoint knows its agent: an initial action only if it was given.
+
+    The one that `options_for` takes in its place may follow from measurements, which no two processes share.
+    """
+    return {**asdict(options), "initial_action": given.get("initial_action")}
+
+
 class _Log(SearchLog):
     """The episodes of an environment, with the λ under which they were played."""
 
@@ -277,9 +289,16 @@ class _Log(SearchLog):
         self.show(**{f"λ {name}": f"{price:.3f}" for name, price in prices})
 
 
+def _learned(begin: PruningResult | None) -> dict[str, Any] | None:
+    """The policy that a search begins with, exactly."""
+    if begin is None:
+        return None
+    return {name: tensor.tolist() for name, tensor in begin.agent.get("policy", {}).items()}
+
+
 def _fingerprint(env: PruningEnv, data: Dataset | None, options: dict[str, Any], rest: list[Any]) -> str:
-    """Tells one search from another; a checkpoint carries it."""
-    budgets = [[budget.name, float(limit)] for budget, limit in zip(env.candidates.budgets, env.limits, strict=True)]
+    """Tells one search from another by what it was given, nothing measured; a checkpoint carries it."""
+    budgets = [[budget.name, float(budget.limit), budget.relative] for budget in env.candidates.budgets]
     what = [
         weights_hash(env.candidates.network),
         budgets,

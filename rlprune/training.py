@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,9 +22,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from rlprune.data import Dataset, Split
+from rlprune.data import Dataset
 from rlprune.errors import InputError
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.forward import accuracy, evaluating, half_precision, seeded, suited
 from rlprune.lessons import Answer, Lessons
 
 
@@ -84,26 +85,6 @@ class Training:
         return cls(**values)
 
 
-def half_precision(device: torch.device | str) -> contextlib.AbstractContextManager:
-    """bfloat16 autocast where the hardware multiplies it natively, else nothing.
-
-    On a CPU without such instructions bfloat16 is emulated and slower than float32.
-    """
-    device = torch.device(device)
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
-    return torch.autocast(device.type, torch.bfloat16) if native else contextlib.nullcontext()
-
-
-def cpu() -> dict[str, Any]:
-    """What torch knows of the processor: its name and instruction sets; empty before torch 2.13."""
-    return getattr(torch.cpu, "get_capabilities", dict)()
-
-
-def _cpu_has_bfloat16() -> bool:
-    capabilities = cpu()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-
-
 def fit(
     network: nn.Module,
     data: Dataset,
@@ -140,7 +121,8 @@ def fit(
     path = Path(checkpoint) if checkpoint is not None else None
     run = _fingerprint(network, teacher, data, training, seed) if path is not None else ""
     steps = len(data.train) // training.batch_size
-    network.to(device=data.device, memory_format=torch.channels_last)
+    data = suited(network, data)
+    network.to(device=data.device, memory_format=data.memory_format)
     generator = torch.Generator().manual_seed(seed)
     optimizer = sgd(network, training)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -229,31 +211,6 @@ def changeable(network: nn.Module) -> None:
         raise InputError("No weight of the network may change: call network.requires_grad_() before it is trained.")
 
 
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device, state: Sequence[Tensor] = ()) -> Iterator[None]:
-    """The global generators, which dropout draws from, begin at a seed or at a state; then they get their own back."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        torch.manual_seed(seed)
-        if state:
-            torch.set_rng_state(state[0])
-        if cuda and state[1:]:
-            torch.cuda.set_rng_state(state[1], device)
-        yield
-
-
-@contextlib.contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module gets its own mode back."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def one_epoch(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -314,30 +271,6 @@ def sgd(network: nn.Module, training: Training) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
-
-
-def suitable_batch(images: Tensor) -> int:
-    """How many of these images (N, C, H, W) go through a network at a time: as many pixels as 250 of 32×32.
-
-    More was no faster on two CPU cores, and images of 224×224 want the memory.
-    """
-    return max(8, 250 * 32 * 32 // (images.shape[-2] * images.shape[-1]))
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module, data: Dataset, split: Split) -> float:
-    """Percent of a split's images that the network classifies rightly, in evaluation mode."""
-    if not len(split):
-        raise InputError("There is no image in this split to measure an accuracy on.")
-    correct = torch.zeros((), device=data.device)
-    batch_size = suitable_batch(split.images)
-    with evaluating(network):
-        for start in range(0, len(split), batch_size):
-            part = split[slice(start, start + batch_size)]
-            with half_precision(data.device):
-                logits = network(data.normalise(part.images))
-            correct += (logits.argmax(1) == part.labels).sum()
-    return 100 * correct.item() / len(split)
 
 
 def _fingerprint(network: nn.Module, teacher: nn.Module | None, data: Dataset, training: Training, seed: int) -> str:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from rlprune.coupling import LAYERS, first_line
 from rlprune.errors import InputError
+from rlprune.forward import seeded
 from rlprune.masking import keep_top, masked, rebuild, slim
-from rlprune.training import seeded
 
 if TYPE_CHECKING:  # `groups` stands below this module
     from rlprune.groups import FilterGroup

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from rlprune import data, networks, training
 
@@ -38,6 +40,24 @@ def trained(_trained):
     yield _trained
     assert all(torch.equal(tensor, before[name]) for name, tensor in _trained.state_dict().items())
     assert not _trained.training
+
+
+class Viewing(nn.Module):
+    """Code that runs only where channel lies after channel in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8 * 36, 10)
+
+    def forward(self, images):
+        images = F.max_pool2d(self.first(images).relu(), 2)
+        images = F.max_pool2d(self.second(images).relu(), 2)
+        return self.last(images.view(images.size(0), -1))
+
+
+@pytest.fixture
+def viewing():
+    return Viewing
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rlprune import Budget, PruningEnv, costs, prune, trace
-from rlprune.candidates import Candidates
+from rlprune import Budget, PruningEnv, costs, pareto, prune, trace
+from rlprune.candidates import COLUMNS, Candidates
 from rlprune.errors import InputError
 from rlprune.masking import slim
 
@@ -73,11 +73,24 @@ def test_budgets_that_contradict_each_other_are_refused():
         ([Budget("macs", 0.5)], {"minimum": 0}, "not minimum=0"),
         ([Budget("macs", 0.5)], {"multiple": 0}, "multiple=0"),
         ([Budget(lambda n, x: 0.0, 0.5, name="free")], {}, "free is 0 already"),
+        ([Budget(depth, 0.5, name="seconds")], {}, "named 'seconds', as another column .* give it another name with"),
+        ([Budget(depth, 0.5, name="budget")], {}, "named 'budget', as another column"),
+        ([Budget("macs", 0.5), Budget(depth, 0.5, name="lambda_macs")], {}, "named 'lambda_macs', as another column"),
+        ([Budget("macs", 1e-3)], {}, r"every group keeps 1 filter\(s\) or more\). Raise"),
+        ([Budget("macs", 1e-3)], {"multiple": 8}, r"keeps 1 filter\(s\) or more, in multiples of 8\). Raise"),
     ],
 )
 def test_bad_arguments(budgets, options, words):
     with pytest.raises(InputError, match=words):
         candidates(*budgets, **options)
+
+
+def test_no_history_has_a_column_twice():
+    how = {"episodes": 2, "evaluate": lambda pruned: 0.0, "progress": False}
+    found = prune(NETWORK, EXAMPLE, [Budget("macs", 0.5), Budget(depth, 0.5)], **how).history
+    front = pareto(NETWORK, EXAMPLE, "macs", points=(0.4, 0.5), **how).history
+    costs_of = {"macs", "depth", "lambda_macs", "lambda_depth"}
+    assert (set(found) | set(front)) - costs_of == set(COLUMNS)
 
 
 def test_a_network_without_filters_to_prune_is_refused():
@@ -177,6 +190,15 @@ def test_shares_scaled_to_a_measured_budget_use_it_up():
         scaled, shrunk = (found.percent(found.fit(shares, how))["measured"] for how in ("scale", "shrink"))
         assert shrunk <= scaled <= 10
         assert scaled > 9
+
+
+def test_groups_of_thousands_of_filters_are_decided_as_asked():
+    network = nn.Sequential(nn.Conv2d(3, 4096, 1), nn.Conv2d(4096, 8, 1), nn.Flatten(1), nn.Linear(8, 2))
+    example = torch.zeros(1, 3, 1, 1)
+    found = Candidates(network, trace(network, example), example, [Budget("parameters", 0.5)])
+    for kept in (0, 1, 2, 5):
+        shares = np.array([kept / 4096, 0.5])
+        assert found.fit(shares, "none") == found.fit(shares) == found.widths(shares) == [max(kept, 1), 4]
 
 
 def test_the_wall_is_the_largest_width_that_leaves_enough():

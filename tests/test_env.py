@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,7 +81,12 @@ def test_observation_is_as_documented(env, trained):
     assert second[2] == pytest.approx(np.log2(sizes[2]) / 10)
     assert second[8:11] == pytest.approx([0.6, 0.45, 0.5])
     assert second[11] == pytest.approx(np.cos(np.pi * 2 / 3), abs=1e-6)
-    assert ((env._features[:, 6:8] > 0) & (env._features[:, 6:8] < 1)).all()
+    masks = [torch.ones(size, dtype=torch.bool) for size in sizes]
+    masks[2] = torch.arange(sizes[2]) == 0
+    without = slim(trained, env.groups, masks)
+    example = env.candidates.example_input
+    gone = [1 - cost(without, example) / cost(trained, example) for cost in (costs.parameters, costs.macs)]
+    assert second[6:8] == pytest.approx(gone, abs=1e-6)
 
 
 def test_size_of_the_observation_does_not_depend_on_the_network(digits):

@@ -9,6 +9,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from rlprune import Budget, costs, data, load, pareto, prune
+from rlprune import front as front_module
+from rlprune.delivery import finish
 from rlprune.errors import InputError
 from rlprune.front import BANDS, LOOKS, FrontEnv
 from rlprune.studies import hypervolume
@@ -76,6 +78,43 @@ def test_same_seed_same_front_and_stopped_ones_go_on(front, trained, digits, tmp
     assert not rows(search(trained, digits, seed=1)).equals(rows(front))
     with pytest.raises(InputError, match="belongs to another run"):
         search(trained, digits, seed=1, checkpoint=path)
+
+
+@pytest.mark.parametrize("multiple", [1, 8])  # in multiples of 8 there are few networks, so that decisions come again
+def test_fronts_of_a_noisy_cost_go_on_and_offer_every_network_once(multiple, trained, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "PAUSE", 0)
+    random, calls, offered = np.random.default_rng(0), [], []
+
+    def noisy(network, example):
+        widths = [network.features[i].out_channels for i in (0, 4, 8, 11)]
+        return sum(widths) * (1 + 0.1 * random.random())
+
+    def stop(network):
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return wanted(network)
+
+    def spy(candidates, ranked, *rest):
+        offered.append(ranked)
+        return finish(candidates, ranked, *rest)
+
+    monkeypatch.setattr(front_module, "finish", spy)
+    how = {
+        "cost": noisy,
+        "episodes": 30,
+        "points": (0.4, 0.6),
+        "multiple": multiple,
+        "checkpoint": tmp_path / "front.pt",
+    }
+    with pytest.raises(KeyboardInterrupt):
+        search(trained, digits, evaluate=stop, **how)
+    front = search(trained, digits, **how)
+    assert len(front.history) == 30 + 2 * LOOKS
+    assert len(offered) == 2
+    for ranked in offered:
+        assert len({tuple(decision.widths) for decision in ranked}) == len(ranked) > 1
+        assert [decision.reward for decision in ranked] == sorted((d.reward for d in ranked), reverse=True)
 
 
 def test_a_checkpoint_is_of_one_split(trained, digits, tmp_path):

@@ -10,7 +10,7 @@ from rlprune import Budget, peers, prune
 from rlprune.candidates import FITS
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError
-from rlprune.imagination import KNOWN, RewardModel, carried
+from rlprune.imagination import KNOWN, PREMIUM, RewardModel, carried
 
 
 def bowl(point):
@@ -36,12 +36,16 @@ def test_the_model_predicts_what_it_has_not_seen_and_better_with_more():
 
 
 def test_what_is_unknown_has_a_premium():
-    model = RewardModel(1)
-    random = np.random.default_rng(0)
-    for number in range(30):
-        model.add([-0.1 * random.random()], 50 + number % 3)
+    model = RewardModel(3)
+    for point in np.random.default_rng(0).uniform(-1, 0, (30, 3)):
+        model.add(point.tolist(), bowl(point))
     model.fit()
-    assert model(np.array([-4.0])) > model(np.array([-0.05])) - 1
+    points = np.array([[-0.5, -0.5, -0.5], [-4.0, -4.0, -4.0]])  # among what is known, and far from it
+    mean, spread = model.predict(points)
+    near, far = (model(point) - expected for point, expected in zip(points, mean, strict=True))
+    assert spread[1] > 2 * spread[0]
+    assert [near, far] == pytest.approx(list(PREMIUM * spread))
+    assert 0 < near < far / 2
     alike = RewardModel(2)
     for _ in range(25):
         alike.add([-1.0, -1.0], 40.0)  # nothing to tell apart

@@ -174,3 +174,25 @@ def test_bad_input_is_named(trained, digits):
         peers.taylor(trained, digits.example, [Budget("macs", 0.5)], evaluate=lambda network: 0.0)
     with pytest.raises(InputError, match="at least 2 filter groups"):
         peers.evolution(one, digits.example, [Budget("macs", 0.5)], evaluate=lambda network: 0.0)
+
+
+@pytest.mark.parametrize("method", ["prune", "genetic", "prunenet", "prunetrain", "smof", "taylor", "paper_coarse"])
+def test_a_network_that_views_is_pruned(method, viewing, digits):
+    torch.manual_seed(0)
+    data = digits.normalise(digits.train.images[:200]), digits.train.labels[:200]
+    schedule = rlprune.Training(epochs=1, batch_size=32)
+    options = {
+        "prune": {"episodes": 2, "finetune": schedule, "criterion": "gates"},
+        "genetic": {"images": 20, "generations": 2},
+        "prunenet": {"rounds": 1, "steps": 1},
+        "prunetrain": {"training": schedule},
+        "smof": {"epochs": 1, "batch_size": 32},
+        "paper_coarse": {"episodes": 1, "images": 50},
+    }.get(method, {})
+    call = rlprune.prune if method == "prune" else getattr(peers, method)
+    options |= {} if method == "taylor" else {"progress": False}
+    budgets = [Budget("parameters", 0.5)]
+    result = call(viewing(), digits.example, budgets, data, evaluation={"recalibration": 50}, **options)
+    assert result.costs["parameters"]["share"] <= 0.5
+    assert 0 <= result.reward <= 100
+    result.network(digits.contiguous().example)

@@ -18,11 +18,12 @@ from rlprune import Budget, networks
 from rlprune.costs import macs, parameters
 from rlprune.errors import InputError
 from rlprune.evaluate import recover
+from rlprune.forward import accuracy
 from rlprune.groups import remaining
 from rlprune.peers.judged import judged
 from rlprune.peers.lasso import Lasso
 from rlprune.peers.prunetrain import _Run, activations, fresh, prunetrain
-from rlprune.training import Training, accuracy
+from rlprune.training import Training
 
 SMALL = {"images": 150, "recalibration": 150}
 SHORT = {"epochs": 3, "batch_size": 32, "learning_rate": 0.1}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -206,6 +207,12 @@ def test_an_agent_goes_on_with_what_it_learned_on_another_network(trained, digit
     pd.testing.assert_frame_equal(
         deterministic(search(larger, episodes=20, begin=teacher).history), deterministic(taught.history)
     )
+    how = {"episodes": 2, "checkpoint": tmp_path / "search.pt"}
+    search(larger, begin=teacher, **how)
+    search(larger, begin=known, **how)  # the same agent
+    for another in (None, taught):
+        with pytest.raises(InputError, match="belongs to another run"):
+            search(larger, begin=another, **how)
     with pytest.raises(InputError, match="no agent in a result of method 'uniform'"):
         search(larger, begin=peers.uniform(trained, digits.example, [Budget("parameters", 0.5)], evaluate=wanted))
     with pytest.raises(InputError, match="agent with"):
@@ -251,6 +258,47 @@ def test_own_measure_without_data(trained, digits, capsys):
         prune(trained, digits.example, [Budget("macs", 0.5)], evaluate=evaluate, finetune=Training())
     with pytest.raises(InputError, match="nothing to judge"):
         prune(trained, digits.example, [Budget("macs", 0.5)])
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("start", ["uniform", "ranking"])
+def test_a_search_under_a_noisy_cost_goes_on(start, relative, trained, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "PAUSE", 0)
+    random = np.random.default_rng(0)  # never the same again, as in another process
+
+    def noisy(network, example_input):
+        return sum(p.numel() for p in network.parameters()) * (1 + 1e-2 * random.random())
+
+    def stop(history, limits):
+        if len(history) == 20:
+            raise KeyboardInterrupt
+        seen.append((history, limits))
+
+    limit = 0.3 if relative else 0.3 * sum(p.numel() for p in trained.parameters())
+    settings = {"episodes": 30, "evaluate": lambda network: noisy(network, None), "start": start, "progress": False}
+    settings |= {"budgets": [Budget(noisy, limit, relative=relative)], "checkpoint": tmp_path / "search.pt"}
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        prune(trained, digits.example, **settings, watch=stop)
+    before = torch.load(tmp_path / "search.pt", weights_only=True)
+    result = prune(trained, digits.example, **settings, watch=lambda *now: seen.append(now))
+    pd.testing.assert_frame_equal(result.history.head(10), seen[0][0])
+    assert [len(history) for history, _ in seen] == [10, 20, 30]
+    assert seen[0][1] == seen[-1][1]  # the limit in percent of what was measured at first
+    assert torch.load(tmp_path / "search.pt", weights_only=True)["env"] == before["env"]
+    settings["budgets"] = [Budget(noisy, 1.01 * limit, relative=relative)]
+    with pytest.raises(InputError, match="belongs to another run"):
+        prune(trained, digits.example, **settings)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"action": "filterwise"}, {"agent": {"initial_action": 0.5}}, {"start": "ranking"}]
+)
+def test_a_checkpoint_is_of_one_kind_of_agent(changes, trained, digits, tmp_path):
+    how = {"episodes": 2, "evaluate": lambda network: 0.0, "checkpoint": tmp_path / "search.pt", "progress": False}
+    prune(trained, digits.example, [Budget("parameters", 0.3)], **how)
+    with pytest.raises(InputError, match="belongs to another run"):
+        prune(trained, digits.example, [Budget("parameters", 0.3)], **how, **changes)
 
 
 def test_a_noisy_cost_is_measured_again_before_a_network_is_accepted(trained, digits, monkeypatch):

@@ -12,8 +12,9 @@ from torch import nn
 from rlprune import files, networks, training
 from rlprune.errors import InputError
 from rlprune.files import weights_hash
+from rlprune.forward import accuracy
 from rlprune.own import from_tensors
-from rlprune.training import Training, accuracy, fit
+from rlprune.training import Training, fit
 
 SCHEDULE = Training(epochs=3, batch_size=16, learning_rate=0.1)
 
@@ -333,3 +334,11 @@ def test_build_is_seeded_and_leaves_the_global_generator_alone():
     assert not state_equal(a, networks.build("resnet20", seed=2))
     with pytest.raises(InputError, match="Unknown network 'vgg12'"):
         networks.build("vgg12")
+
+
+def test_a_network_that_views_is_trained_and_judged(viewing, digits):
+    network = viewing()
+    fit(network, digits, Training(epochs=1, batch_size=64, distillation=0.5), teacher=viewing())
+    before = accuracy(network, digits, digits.test)
+    assert 0 < before <= 100
+    assert accuracy(network, digits.contiguous(), digits.contiguous().test) == before

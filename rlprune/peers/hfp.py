@@ -39,13 +39,13 @@ from rlprune.data import Dataset
 from rlprune.delivery import delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
+from rlprune.forward import accuracy, half_precision, seeded
 from rlprune.importance import scores
 from rlprune.masking import carriers, keep_top, rebuild, slim
 from rlprune.own import OwnData
 from rlprune.peers.judged import check_loss, judged, without_criterion
 from rlprune.peers.targets import ExactCosts, on_target
 from rlprune.result import PruningResult
-from rlprune.training import accuracy, half_precision, seeded
 
 SAMPLE = 500  # training images that importance is measured on
 UNIMPORTANT = 0.05  # of the mean importance: the least that a filter is taken to have
@@ -151,7 +151,7 @@ class Gates:
     """
 
     def __init__(self, candidates: Candidates, data: Dataset, threshold: float) -> None:
-        self.network = rebuild(candidates.network, {}).to(memory_format=torch.channels_last)
+        self.network = rebuild(candidates.network, {}).to(memory_format=data.memory_format)
         self.network.requires_grad_().train()
         self.sizes, self.least = candidates.sizes.tolist(), candidates.least
         self.norms, self._place = {}, {}  # of each channel, its filter's number in the network; the last is none's

@@ -25,12 +25,13 @@ from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.errors import InputError
+from rlprune.forward import accuracy, evaluating, half_precision, seeded
 from rlprune.groups import FilterGroup
 from rlprune.log import SearchLog
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.result import PruningResult
-from rlprune.training import accuracy, changeable, evaluating, half_precision, seeded
+from rlprune.training import changeable
 
 BATCH, RATE = 60, 3e-4  # of the fine-tuning with Adam before the reward
 IMAGES = 20_000  # training images that judge

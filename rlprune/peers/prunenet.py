@@ -45,7 +45,7 @@ def prunenet(
         data: needed.
         rounds: steps of sparsity; before each but the first λ is set anew.
         steps: of gradient descent (Adam) in each.
-        batch_size: images a step; fewer where they are large, see `rlprune.training.suitable_batch`.
+        batch_size: images a step; fewer where they are large, see `rlprune.forward.suitable_batch`.
         images: of the training split to learn from, at most; not augmented.
         learning_rate: of the logits of the gates.
         seed: of the order of the images and of the noise.

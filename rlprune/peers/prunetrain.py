@@ -39,6 +39,7 @@ from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, outputs, recover
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.forward import accuracy, half_precision, seeded
 from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
 from rlprune.networks import architecture_of, build
@@ -46,7 +47,7 @@ from rlprune.own import OwnData
 from rlprune.peers.judged import check_loss, judged, without_criterion
 from rlprune.peers.lasso import Lasso
 from rlprune.result import PruningResult
-from rlprune.training import Training, accuracy, fillable, half_precision, one_epoch, seeded, sgd
+from rlprune.training import Training, fillable, one_epoch, sgd
 
 
 def prunetrain(
@@ -167,7 +168,7 @@ class _Run:
     ) -> None:
         self.candidates, self.evaluator, self.training = candidates, evaluator, training
         self.data: Dataset = evaluator.data
-        self.network = fresh(candidates.network, seed).to(self.data.device, memory_format=torch.channels_last)
+        self.network = fresh(candidates.network, seed).to(self.data.device, memory_format=self.data.memory_format)
         self.groups: Sequence[FilterGroup] = candidates.groups
         self.alive = [torch.ones(group.size, dtype=torch.bool) for group in self.groups]
         self.batch_size = training.batch_size

@@ -39,13 +39,14 @@ from rlprune.costs import Budget
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
+from rlprune.forward import accuracy, half_precision, seeded
 from rlprune.groups import remaining
 from rlprune.masking import keep_top, rebuild, slim, widths
 from rlprune.own import OwnData
 from rlprune.peers.judged import check_loss, judged, without_criterion
 from rlprune.peers.rings import Scales, removable, without_rings
 from rlprune.result import PruningResult
-from rlprune.training import Training, accuracy, half_precision, seeded, sgd
+from rlprune.training import Training, sgd
 
 FIRST = 0.1  # λ to begin with
 GAIN = 20.0  # by how many powers of e λ grows in the whole fading while the cost is e times the curve's
@@ -151,7 +152,8 @@ class _Run:
         steps = schedule.epochs * (len(evaluator.data.train) // schedule.batch_size)
         self.fading = min(max(1, round(fading * steps)), steps - 1)
         self.settling, self.taken = steps - self.fading, 0
-        self.network = rebuild(candidates.network, {}).requires_grad_(True).to(memory_format=torch.channels_last)
+        self.network = rebuild(candidates.network, {}).requires_grad_(True)
+        self.network.to(memory_format=evaluator.data.memory_format)
         self.masks: list[Tensor] | None = None
         self.scores: list[Tensor] | None = None
         self.optimizer = sgd(self.network, schedule)
@@ -234,7 +236,7 @@ class _Run:
             scores = [v + LATE * m for v, m in zip(values, self.means, strict=True)]
             self.network, self.masks = self._best(self.scales.folded(self.network), scores)
             self.scores = scores[: len(self.masks)]
-            self.network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=self.evaluator.data.memory_format)
             self.evaluator.recalibrate(self.network)
             self.optimizer = sgd(self.network, self.schedule)
 

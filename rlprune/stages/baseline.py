@@ -10,12 +10,13 @@ from torch import nn
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.files import load_weights, read_json, save_weights
+from rlprune.forward import accuracy
 from rlprune.networks import build, check_name
 from rlprune.stages.common import Project, project
 from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset, dataset_once, same_images
 from rlprune.stages.record import fingerprint, write_results
-from rlprune.training import Training, accuracy, fit
+from rlprune.training import Training, fit
 
 
 def schedule(here: Project, name: str) -> Training:

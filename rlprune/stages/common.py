@@ -172,8 +172,8 @@ def environment(device: str, beside: int = 1) -> dict[str, Any]:
     """
     import torch
 
+    from rlprune.forward import cpu, half_precision
     from rlprune.stages.jobs import threads
-    from rlprune.training import cpu, half_precision
 
     if device == "cuda":
         where = torch.cuda.get_device_name()

@@ -7,13 +7,14 @@ import pandas as pd
 
 from rlprune.data import Dataset
 from rlprune.files import save_weights
+from rlprune.forward import accuracy
 from rlprune.result import PruningResult, load
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, budgets, described, project
 from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset, dataset_once
 from rlprune.stages.record import fingerprint, write_results
-from rlprune.training import Training, accuracy, fit
+from rlprune.training import Training, fit
 
 
 def schedule(here: Project, name: str) -> Training:

@@ -17,6 +17,7 @@ from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator, outputs
 from rlprune.files import load_weights, read_json, save_weights, weights_hash, write_json
+from rlprune.forward import accuracy
 from rlprune.front import LOOKS, pareto
 from rlprune.groups import trace
 from rlprune.networks import build
@@ -30,7 +31,7 @@ from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset_once
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.stages.values import check_study
-from rlprune.training import Training, accuracy, fit
+from rlprune.training import Training, fit
 
 Row = dict[str, Any]
 CAPACITY = "MACs kept, not evaluated"

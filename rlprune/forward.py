@@ -1,0 +1,107 @@
+"""Passes through a network: its mode, the precision, how many images at a time and how they lie in memory."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlprune.data import Dataset, Split
+from rlprune.errors import InputError
+
+
+def half_precision(device: torch.device | str) -> contextlib.AbstractContextManager:
+    """bfloat16 autocast where the hardware multiplies it natively, else nothing.
+
+    On a CPU without such instructions bfloat16 is emulated and slower than float32.
+    """
+    device = torch.device(device)
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
+    return torch.autocast(device.type, torch.bfloat16) if native else contextlib.nullcontext()
+
+
+def cpu() -> dict[str, Any]:
+    """What torch knows of the processor: its name and instruction sets; empty before torch 2.13."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
+def _cpu_has_bfloat16() -> bool:
+    capabilities = cpu()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device, state: Sequence[Tensor] = ()) -> Iterator[None]:
+    """The global generators, which dropout draws from, begin at a seed or at a state; then they get their own back."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.manual_seed(seed)
+        if state:
+            torch.set_rng_state(state[0])
+        if cuda and state[1:]:
+            torch.cuda.set_rng_state(state[1], device)
+        yield
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def suitable_batch(images: Tensor) -> int:
+    """How many of these images (N, C, H, W) go through a network at a time: as many pixels as 250 of 32×32.
+
+    More was no faster on two CPU cores, and images of 224×224 want the memory.
+    """
+    return max(8, 250 * 32 * 32 // (images.shape[-2] * images.shape[-1]))
+
+
+@torch.no_grad()
+def suited(network: nn.Module, data: Dataset) -> Dataset:
+    """The data in a memory format that the network can take: channels-last, which is faster, if it can.
+
+    Code such as ``x.view(len(x), -1)`` runs only where channel lies after channel.
+    """
+    few = data.normalise(data.train.images[:2])
+    if data.memory_format == torch.contiguous_format or not len(few):
+        return data
+    with evaluating(network), half_precision(data.device):
+        try:
+            network(few)
+        except RuntimeError:
+            network(few.contiguous())  # if this fails as well, it says why
+            return data.contiguous()
+    return data
+
+
+def accuracy(network: nn.Module, data: Dataset, split: Split) -> float:
+    """Percent of a split's images that the network classifies rightly, in evaluation mode."""
+    if not len(split):
+        raise InputError("There is no image in this split to measure an accuracy on.")
+    try:
+        return _accuracy(network, data, split)
+    except RuntimeError:
+        if (plain := suited(network, data)) is data:
+            raise
+        return _accuracy(network, plain, Split(split.images.contiguous(), split.labels))
+
+
+@torch.no_grad()
+def _accuracy(network: nn.Module, data: Dataset, split: Split) -> float:
+    correct = torch.zeros((), device=data.device)
+    batch_size = suitable_batch(split.images)
+    with evaluating(network):
+        for start in range(0, len(split), batch_size):
+            part = split[slice(start, start + batch_size)]
+            with half_precision(data.device):
+                logits = network(data.normalise(part.images))
+            correct += (logits.argmax(1) == part.labels).sum()
+    return 100 * correct.item() / len(split)
