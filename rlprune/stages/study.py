@@ -287,7 +287,11 @@ def _trained(
     label = f"{task['training']}, seed {seed}" if progress else None
     if task["training"] == DENSE:
         kind = here.entry("baselines", entry["baseline"])["network"]
-        history = fit(build(kind, data.classes, seed), data, training, seed, checkpoint=state, progress=label)
+        history = fit(dense := build(kind, data.classes, seed), data, training, seed, checkpoint=state, progress=label)
+        # in the end PruneTrain's network is recalibrated, and judged by these images
+        judge = Evaluator(dense, [], data, **_evaluation(here, entry).get("evaluation", {}))
+        judge.recalibrate(dense)
+        history.loc[history.index[-1], "validation_accuracy"] = judge.judge(dense)
         spent = 100 * history["epoch"] / training.epochs
         history = history.assign(parameters=100.0, macs=100.0, training_macs=spent)
     else:
