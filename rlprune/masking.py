@@ -155,6 +155,13 @@ def masked(network: nn.Module, groups: Sequence[FilterGroup], masks: Sequence[Te
             store[name] = tensor
 
 
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """How the kernels of its 2-d convolutions lie in memory: channels-last, or contiguous."""
+    strided = [tensor for tensor in network.parameters() if tensor.ndim == 4 and not tensor.is_contiguous()]
+    last = any(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in strided)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def rebuild(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """A copy of a network in which some tensors are replaced and none of those is copied.
 

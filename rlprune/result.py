@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlprune.errors import InputError
 from rlprune.files import load_weights, read_json, read_tensors, save_weights, write_atomically, write_json
-from rlprune.masking import rebuild
+from rlprune.masking import memory_format, rebuild
 from rlprune.networks import build
 
 
@@ -62,7 +62,7 @@ class PruningResult:
             "method": self.method,
             "architecture": self.architecture,
             "layers": _layers(self.network),
-            "channels_last": _channels_last(self.network),
+            "channels_last": memory_format(self.network) == torch.channels_last,
             "input_shape": list(self.input_shape),
             "masks": ["".join("01"[int(keep)] for keep in mask) for mask in self.masks],
             "widths": self.widths,
@@ -160,12 +160,6 @@ def _layers(network: nn.Module) -> dict[str, dict[str, Any]]:
             sizes |= {key: list(value) for key in _PAIRS if isinstance(value := module.__dict__.get(key), tuple)}
             layers[name] = {"kind": type(module).__name__, **sizes, "tensors": shapes}
     return layers
-
-
-def _channels_last(network: nn.Module) -> bool:
-    """Whether its convolutions' weights lie so in memory: it computes the same either way, but not as fast."""
-    kernels = [tensor for tensor in network.parameters() if tensor.ndim == 4 and not tensor.is_contiguous()]
-    return any(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in kernels)
 
 
 def _resize(network: nn.Module, layers: dict[str, dict[str, Any]]) -> None:

@@ -121,8 +121,8 @@ def fit(
     path = Path(checkpoint) if checkpoint is not None else None
     run = _fingerprint(network, teacher, data, training, seed) if path is not None else ""
     steps = len(data.train) // training.batch_size
-    data = suited(network, data)
-    network.to(device=data.device, memory_format=data.memory_format)
+    data = suited(network.to(data.device), data)
+    network.to(memory_format=data.memory_format)
     generator = torch.Generator().manual_seed(seed)
     optimizer = sgd(network, training)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from rlprune import Budget, Evaluator, costs, load, masking, networks, peers, prune, trace
 from rlprune.errors import InputError
@@ -338,3 +339,16 @@ def test_decisions_use_the_budget_up_unless_that_takes_measurements(trained, dig
     assert small.costs["filters"]["share"] < 0.5  # nothing was over budget, so nothing was scaled
     assert len(measured) < 10 * 7
     assert prune(trained, digits.example, [Budget("macs", 0.9)], **how).costs["macs"]["share"] > 0.7
+
+
+def test_what_the_search_has_measured_is_what_it_returns(digits):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16 * 30 * 30, 10)]
+    network = nn.Sequential(*layers)  # to flatten channels-last takes memory for a copy
+    example = digits.normalise(digits.train.images[:4]).contiguous()
+    budgets, images = [Budget("peak_memory", 0.6)], {"images": 100, "recalibration": 50}
+    schedule = Training(epochs=1, batch_size=128)
+    result = prune(network, example, budgets, digits, 10, evaluation=images, finetune=schedule, progress=False)
+    assert result.reward == result.history["reward"].max()
+    assert result.network[0].weight.is_contiguous()
+    assert costs.peak_memory(result.network, example) == result.costs["peak_memory"]["value"]
