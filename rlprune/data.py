@@ -56,7 +56,7 @@ class Dataset:
         split_seed: seed of the division into training and validation.
         pad: pixels on each side from which a random crop of a training image may start.
         padded: training images with those pixels, channels last.
-        memory_format: of all images, see `rlprune.training.suited`.
+        memory_format: of all images, see `rlprune.forward.suited`.
     """
 
     name: str

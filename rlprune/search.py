@@ -201,7 +201,7 @@ def _finetuned(
     before = copy.deepcopy(result.network.state_dict())
     with evaluating(network):
         fit(result.network, images, finetune, seed, teacher=network, progress="fine-tune" if progress else None)
-    result.network.to(memory_format=memory_format(network))  # as before: training is faster in its own
+    result.network.to(memory_format=memory_format(network))  # as before; training has another
     # what varies from one measurement to the next depends on the widths, which are the same
     steady = [name for name, cost in result.costs.items() if cost["low"] == cost["high"]]
     costs = {name: cost for name, cost in env.candidates.measured(result.network).items() if name in steady}

@@ -195,4 +195,4 @@ def test_a_network_that_views_is_pruned(method, viewing, digits):
     result = call(viewing(), digits.example, budgets, data, evaluation={"recalibration": 50}, **options)
     assert result.costs["parameters"]["share"] <= 0.5
     assert 0 <= result.reward <= 100
-    result.network(digits.contiguous().example)
+    result.network(digits.example)

@@ -16,7 +16,8 @@ from torch import nn
 
 from rlprune import Budget, Evaluator, costs, load, masking, networks, peers, prune, trace
 from rlprune.errors import InputError
-from rlprune.training import Training, accuracy, fit
+from rlprune.forward import accuracy
+from rlprune.training import Training, fit
 
 SMALL = {"images": 150, "recalibration": 150}
 

@@ -20,9 +20,7 @@ def run(root: str | Path | None = None) -> str:
         here.entry("suites", name)
     for name in here.params.get("datasets") or {}:
         one_of("dataset", name, DATASETS)
-        share = here.entry("datasets", name)["validation"]
-        if not isinstance(share, float) or not 0 < share < 1:
-            raise InputError(f"datasets.{name}.validation in params.yaml must lie between 0 and 1, not {share!r}.")
+        here.entry("datasets", name)
     baselines, experiments = here.params.get("baselines") or {}, here.experiments
     if twice := sorted(set(here.params.get("experiments") or {}) & set(here.params.get("comparisons") or {})):
         raise InputError(f"{twice[0]!r} in params.yaml is among experiments and comparisons: rename one of them.")

@@ -56,7 +56,7 @@ _SEEDS, _NAMES = _list("whole numbers of at least 0", _SEED), _list("names", _TE
 
 # of the entries of a group, by key; experiments are also those of comparisons
 ENTRIES: dict[str, dict[str, Rule]] = {
-    "datasets": {"seed": _SEED},
+    "datasets": {"validation": _number("lie between 0 and 1", lambda value: 0 < value < 1), "seed": _SEED},
     "suites": dict.fromkeys(("baseline", "search", "finetune"), _MAPPING),
     "baselines": {"training": _MAPPING, "seeds": _SEEDS},
     "experiments": {
