@@ -39,7 +39,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
     methods = sorted(set(table["method"]), key=method_rank)
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    look = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.5, "linewidth": 0.8}
+    look = {"markeredgecolor": "white", "markeredgewidth": 0.5, "linewidth": 0.8}
     fills: dict[tuple[str, ...], str] = {}  # of families that share a panel
     with style():
         figure = Figure(figsize=(WIDTH if columns > 1 else 4.6, 0.9 + 2.4 * rows), layout="constrained")
@@ -57,7 +57,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
                 for method, points in family.sort_values(share).groupby("method", sort=False):
                     x, y, spread = (points[c] for c in (share, "accuracy", "accuracy_std"))
                     colour, marker = method_style(method)
-                    form = look | {"color": colour, "marker": marker} | _filled(fill, colour)
+                    form = look | {"color": colour} | _marked(marker) | _filled(fill, colour)
                     axis.errorbar(x, y, spread, capsize=2, **form)
                     hidden += [(a, b, form) for a, b in zip(x, y, strict=True) if b < lowest]
             theirs = published(dataset, network) if reported and cost == "parameters" else []
@@ -86,10 +86,10 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
                 beneath(axis, hidden)
             title = f"{network_label(network)} on {dataset}"
             finish(axis, title, "Accuracy after\nfine-tuning (%)", f"{cost_label(cost, capital=True)} kept (%)")
-        handles = [key(method_label(m), method_style(m)[0], marker=method_style(m)[1], **look) for m in methods]
+        handles = [key(method_label(m), method_style(m)[0], **look | _marked(method_style(m)[1])) for m in methods]
         handles.append(key("Unpruned", "black", linestyle=":", linewidth=1))
         for names, fill in fills.items():
-            handles.append(key(", ".join(names), linestyle="", marker="o", **look | _filled(fill, "0.3")))
+            handles.append(key(", ".join(names), linestyle="", **look | _marked("o") | _filled(fill, "0.3")))
         if reported and cost == "parameters" and any(published(*panel) for panel, _ in panels):
             handles.append(key("Reported elsewhere", "0.25", linestyle="", marker="x", markersize=5))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
@@ -99,10 +99,10 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
 def accuracy_by_method(table: pd.DataFrame) -> Figure:
     """Accuracy after fine-tuning, one panel per experiment and one row per method.
 
-    For experiments with one budget, along whose cost there is nothing to see. The dotted line is the unpruned network;
-    error bars are ± one standard deviation over seeds. What lies far from the others stands in a grey strip at the
-    edge with its value, not to scale: methods below `floor`, and the unpruned network where the methods could not be
-    told apart otherwise.
+    For experiments of many methods, or with one budget, along whose cost there is nothing to see. The dotted line is
+    the unpruned network; error bars are ± one standard deviation over seeds. What lies far from the others stands in a
+    grey strip at the edge with its value, not to scale: methods below `floor`, and the unpruned network where the
+    methods could not be told apart otherwise.
 
     Args:
         table: of `results_table`.
@@ -136,7 +136,7 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
                     text = f"◂ {row.accuracy:.1f}"
                     axis.text(low - room - wide / 2, place, text, ha="center", va="center", fontsize=SMALL, zorder=4)
                     continue
-                look = {"color": colour, "marker": marker, "markersize": 6, "markeredgecolor": "white"}
+                look = {"color": colour, **_marked(marker), "markeredgecolor": "white"}
                 axis.errorbar(row.accuracy, place, xerr=row.accuracy_std, capsize=2, markeredgewidth=0.5, **look)
             axis.set_yticks(range(len(part)), [method_label(method) for method in part["method"]])
             finish(axis, f"{name}: {network_label(part['network'].iloc[0])}, {part['budget'].iloc[0]}", "")
@@ -220,6 +220,10 @@ def beneath(axis: Axes, points: Sequence[tuple[float, float, dict[str, Any]]]) -
         axis.plot([x], [y], linestyle="", zorder=4, **look)
         near = {"xytext": (-5 if left else 5, 0), "ha": "right" if left else "left", "va": "center_baseline"}
         axis.annotate(f"▾ {value:.1f}", (x, y), **near, textcoords="offset points", fontsize=SMALL, zorder=4)
+
+
+def _marked(marker: str) -> dict[str, Any]:
+    return {"marker": marker, "markersize": 9 if marker in "*." else 6}  # of a star little is left beside its edge
 
 
 def _filled(fill: str, colour: str) -> dict[str, Any]:

@@ -82,17 +82,19 @@ class LagrangianPPO:
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise InputError(f"seed must be a whole number of at least 0, not {seed!r}.")
         actions, count = int(np.prod(box.shape)), len(self.limits)
-        first = np.asarray(0.0 if o.initial_action is None else o.initial_action, dtype=np.float64).reshape(-1)
+        try:
+            first = np.asarray(0.0 if o.initial_action is None else o.initial_action, dtype=np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            first = np.array([math.nan])
         if len(first) not in (1, actions) or not np.isfinite(first).all():
             raise InputError(f"initial_action must be a number or {actions} numbers, not {o.initial_action!r}.")
 
         self.env, self.seed = env, int(seed)
         self._bounds = [torch.as_tensor(bound.reshape(-1), dtype=torch.float32) for bound in (box.low, box.high)]
-        self._width = (self._bounds[1] - self._bounds[0]).nan_to_num(posinf=1.0)  # of the Box; 1 where it has no end
-        self.generator = torch.Generator().manual_seed(self.seed)  # of learning
-        self.prediction_generator = torch.Generator().manual_seed(
-            self.seed
-        )  # of `predict`, so that it disturbs nothing
+        width = (self._bounds[1] - self._bounds[0]).nan_to_num(posinf=1.0)
+        self._width = width.where(width > 0, 1.0)  # of the Box; 1 where it has no end, or a single point
+        # `predict` has one of its own, so that it disturbs nothing
+        self.generator, self.prediction_generator = (torch.Generator().manual_seed(self.seed) for _ in range(2))
         sizes = (view.shape[0], *o.hidden)
         self.policy = GaussianPolicy((*sizes, actions), o.initial_log_std, torch.from_numpy(first), self.generator)
         self.critics = nn.ModuleList([Critic((*sizes, 1), self.generator), Critic((*sizes, count), self.generator)])
@@ -221,6 +223,8 @@ class LagrangianPPO:
         ended: list[np.ndarray] = []
         done = False
         while not done:
+            if not np.isfinite(self._observation).all():
+                raise InputError(f"The environment returned NaN or infinity: observation {self._observation}.")
             self.observation_scale.update(torch.as_tensor(self._observation))
             seen = self._normalised(self._observation)
             mean = self.policy.mean(seen)
@@ -323,8 +327,13 @@ class LagrangianPPO:
         if state["shape"] != self._shape():
             raise InputError(f"The state is of an agent with {state['shape']}, this one has {self._shape()}.")
         state = copy.deepcopy(state)
-        for name, part in self._modules().items():
-            part.load_state_dict(state[name])
+        parts = copy.deepcopy(self._modules())  # together, since the optimisers hold the networks' parameters
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise InputError(f"This is no complete state of an agent: {str(error).splitlines()[0]}") from error
+        vars(self).update(parts)
         self.generator.set_state(state["generator"])
         self.prediction_generator.set_state(state["prediction_generator"])
         self.steps, self.episodes, self.history = state["steps"], state["episodes"], state["history"]

@@ -23,7 +23,8 @@ from rlprune.masking import keep_top, slim
 
 FITS = ["shrink", "scale", "wall", "none"]
 STARTS = ["uniform", "ranking"]  # widths that a search starts from
-COLUMNS = ["episode", "steps", "reward", "mean_action", "budget", "best", "seconds"]  # of a history, beside the costs
+# of a history, beside the costs
+COLUMNS = ["episode", "steps", "reward", "mean_action", "budget", "best", "seconds", "round", "loss", "penalty", "gate"]
 PROBES = 33  # uniform widths looked at where the smallest network is not within budget
 
 

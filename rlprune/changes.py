@@ -34,8 +34,9 @@ def ablation_figure(history: pd.DataFrame) -> Figure:
         handles, colours = [], sns.color_palette("colorblind", history["search"].nunique())
         for colour, (search, part) in zip(colours, history.groupby("search", sort=False), strict=True):
             mean = part.groupby("episode")["best"].mean()
-            axis.plot(mean.index, mean, color=colour, linewidth=1.1 if handles else 2.2)
-            handles.append(key(search, colour))
+            look = {"linewidth": 1.1 if handles else 2.2, "linestyle": ("-", "--", "-.")[len(handles) % 3]}
+            axis.plot(mean.index, mean, color=colour, **look)
+            handles.append(key(search, colour, **look))
         finish(axis, "One change at a time", "Best reward so far (%)", "Evaluations")
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rlprune.errors import InputError, finite, one_of
-from rlprune.forward import evaluating
+from rlprune.forward import evaluating, read_by
 from rlprune.groups import FilterGroups
 from rlprune.masking import carriers
 
@@ -258,17 +258,17 @@ def uses(network: nn.Module, example_input: Tensor) -> dict[nn.Module, int]:
     """How often one image makes each convolution or linear module use each of its weights."""
     counts: dict[nn.Module, int] = Counter()
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
         if isinstance(module, nn.Linear):
             places = output.numel() // module.out_features
         elif isinstance(module, nn.modules.conv._ConvTransposeNd):
-            places = inputs[0].numel() // module.in_channels
+            places = read_by(inputs, named).numel() // module.in_channels
         else:
             places = output.numel() // module.out_channels
         counts[module] += places
 
     layers = (nn.modules.conv._ConvNd, nn.Linear)
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, layers)]
+    hooks = [m.register_forward_hook(count, with_kwargs=True) for m in network.modules() if isinstance(m, layers)]
     try:
         with _evaluation(network):
             network(example_input[:1])

@@ -49,7 +49,7 @@ class Dataset:
         name: as given to `load`.
         train, validation, test: see `Split`.
         classes: number of classes.
-        mean, std: per channel, of the training split, in units of 0…1, shape (C,).
+        mean, std: per channel, of the first 10,000 training images, in units of 0…1, shape (C,).
         flip: whether a mirrored image is still of its class.
         source: where the images came from, in words.
         sha256: hash of the content before splitting.

@@ -12,6 +12,7 @@ again, by least squares, brings it back.
 import inspect
 from collections.abc import Callable
 from itertools import islice
+from math import inf
 from typing import Any
 
 import torch
@@ -20,7 +21,17 @@ from torch.nn import functional as F
 
 from rlprune.data import Dataset
 from rlprune.errors import InputError, finite, one_of
-from rlprune.forward import accuracy, evaluating, half_precision, seeded, suitable_batch, suited
+from rlprune.forward import (
+    accuracy,
+    check_classes,
+    evaluating,
+    half_precision,
+    logits_of,
+    read_by,
+    seeded,
+    suitable_batch,
+    suited,
+)
 from rlprune.groups import FilterGroups
 from rlprune.masking import slim
 from rlprune.training import changeable
@@ -46,7 +57,10 @@ def recover(network: nn.Module, images: Tensor, target: Tensor | None = None, ri
     momenta = [norm.momentum for norm in norms]
     calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
     linears = [m for m in network.modules() if isinstance(m, nn.Linear)] if target is not None else []
-    hooks = [m.register_forward_hook(lambda m, x, y: calls.append((m, x[0], y))) for m in linears]
+    hooks = [
+        m.register_forward_hook(lambda m, x, named, y: calls.append((m, read_by(x, named), y)), with_kwargs=True)
+        for m in linears
+    ]
     made: list[tuple[nn.Linear, Tensor]] = []
     with evaluating(network):  # dropout stays off
         for norm in norms:
@@ -71,11 +85,11 @@ def recover(network: nn.Module, images: Tensor, target: Tensor | None = None, ri
 
 
 def _batches(images: Tensor) -> list[Tensor]:
-    """Images in batches; none is of a single one, which a batch norm may refuse, if there are more."""
-    batches = list(images.split(suitable_batch(images)))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    """Images in batches of equal size (but for one image), since each counts alike in a mean of statistics.
+
+    None is of a single image, which a batch norm may refuse, if there are more.
+    """
+    return list(images.tensor_split(-(-len(images) // suitable_batch(images))))
 
 
 def _fit(layer: nn.Linear, features: Tensor, target: Tensor, ridge: float) -> None:
@@ -109,15 +123,6 @@ def options_of(given: dict[str, Any] | None) -> dict[str, Any]:
     for name in given or {}:
         one_of("option of the evaluator", name, known[known.index("images") :])
     return given or {}
-
-
-def _check_classes(network: nn.Module, data: Dataset) -> None:
-    """Raise `InputError` unless the network has an output for every label."""
-    few = outputs(network, data.normalise(data.train.images[:2]))  # one alone may be squeezed by the network's code
-    classes = few.shape[-1]
-    most = max(int(split.labels.max()) for split in (data.train, data.validation) if len(split))
-    if most >= classes:
-        raise InputError(f"There is a label {most}, but the network has outputs for 0 to {classes - 1}.")
 
 
 class Evaluator:
@@ -156,10 +161,10 @@ class Evaluator:
         finetune_rate: float = 0.003,
         seed: int = 0,
     ) -> None:
-        if images < 1 or recalibration < 0 or finetune_steps < 0 or ridge < 0:
+        if images < 1 or recalibration < 0 or finetune_steps < 0 or not 0 <= ridge < inf or not 0 < finetune_rate < inf:
             raise InputError(
-                "The evaluator needs at least 1 image and no negative counts or ridge, not "
-                f"images={images}, recalibration={recalibration}, finetune_steps={finetune_steps}, ridge={ridge}."
+                "The evaluator needs at least 1 image, a finetune_rate above 0 and no negative counts or ridge, not "
+                f"{images=}, {recalibration=}, {finetune_steps=}, {finetune_rate=}, {ridge=}."
             )
         if data is None and measure is None:
             raise InputError(
@@ -175,7 +180,7 @@ class Evaluator:
         if data is not None:
             self.split = data.validation[slice(0, images)]
             if measure is None:
-                _check_classes(network, data)
+                check_classes(network, data)
             if recalibration and (most := min(recalibration, len(data.train))) < 2:
                 raise InputError(f"Recovery needs at least 2 training images, not {most}; recalibration=0 needs none.")
             if recalibration:
@@ -235,11 +240,13 @@ class Evaluator:
         optimizer = torch.optim.SGD(network.parameters(), lr=self.finetune_rate, momentum=0.9)
         batch_size = min(128, len(self.data.train))
         network.train()
-        steps = 0
+        steps = epoch = 0
         while steps < self.finetune_steps:
-            for images, labels in islice(self.data.augmented(batch_size, generator), self.finetune_steps - steps):
+            batches = self.data.augmented(batch_size, generator, epoch)
+            epoch += 1
+            for images, labels in islice(batches, self.finetune_steps - steps):
                 with half_precision(images.device):
-                    loss = F.cross_entropy(network(images), labels)
+                    loss = F.cross_entropy(logits_of(network(images)), labels)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.param_groups[0]["lr"] = self.finetune_rate * (1 - steps / self.finetune_steps)

@@ -61,7 +61,7 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
     methods = sorted(set(counts[counts > 1].index.get_level_values("method")), key=method_rank)
     several = len(limits) > 1
     of_budget = dict(zip(limits, _BUDGETS * len(limits), strict=False))
-    dashes = dict(zip(methods, _DASHES * len(methods) if several else ["-"] * len(methods), strict=False))
+    dashes = dict(zip(methods, _DASHES * len(methods), strict=False))
     own = bool(REPLAYED.intersection(methods))
     asked = "Cost" if several or own else cost_label(next(iter(limits), "cost"), capital=True)
     with style():
@@ -116,37 +116,42 @@ class Live:
             self._shown.update(figure)
 
 
-def search_progress(history: pd.DataFrame) -> Figure:
+def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = None) -> Figure:
     """Best reward within budget so far against evaluations, of every method of an experiment.
 
-    With several seeds a line is their mean and its band the mean's 95 % confidence interval (Student's t), or from the
-    lowest to the highest where there are fewer than `FEW`. Methods that decide at once are dotted lines across.
+    With several seeds a line is their mean, from where each of them has found something, and its band the mean's 95 %
+    confidence interval (Student's t), or from the lowest to the highest where there are fewer than `FEW`. Methods that
+    decide at once, or of which only the outcome is known, are dotted lines across, with their value in the legend.
 
     Args:
         history: one row per candidate: episode (from 1) and best (%); method and seed if there are several.
+        outcomes: method → reward (%) of what it returned, for methods that leave no such rows.
     """
-    history = identified(history).dropna(subset=["best"])
-    methods = sorted(set(history["method"]), key=method_rank)
+    history, outcomes = identified(history).dropna(subset=["best", "episode"]), outcomes or {}
+    methods = sorted({*history["method"], *outcomes}, key=method_rank)
+    dashes = dict(zip(methods, _DASHES * len(methods), strict=False))
     with style():
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axis = figure.subplots()
         handles = []
         for method in methods:
-            colour = method_style(method)[0]
+            colour, dash = method_style(method)[0], dashes[method]
             table = history[history["method"] == method].pivot(index="episode", columns="seed", values="best").ffill()
             table = table.dropna()  # evaluations by which every seed has found something
-            if len(table) == 1:
-                axis.axhline(table.iloc[0].mean(), color=colour, linestyle=DOTS)
-                handles.append(key(method_label(method), colour, linestyle=DOTS))
+            if len(table) == 1 or (method in outcomes and not len(table)):
+                value = table.iloc[0].mean() if len(table) else outcomes[method]
+                axis.axhline(value, color=colour, linestyle=DOTS)
+                handles.append(key(f"{method_label(method)} ({value:.1f})", colour, linestyle=DOTS))
+            if len(table) < 2:
                 continue
             mean, count = table.mean(axis=1), table.shape[1]
-            axis.step(table.index, mean, color=colour, where="post")
-            handles.append(key(method_label(method), colour))
+            axis.step(table.index, mean, color=colour, linestyle=dash, where="post")
+            handles.append(key(method_label(method), colour, linestyle=dash))
             if count > 1:
                 half = stats.t.ppf(0.975, count - 1) * table.std(axis=1) / count**0.5
                 low, high = (mean - half, mean + half) if count >= FEW else (table.min(axis=1), table.max(axis=1))
                 axis.fill_between(table.index, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
-        finish(axis, "Best network within budget", reward_label(methods), "Evaluations")
+        finish(axis, "Best network within budget", reward_label(set(history["method"])), "Evaluations")
         axis.set_xlim(left=0)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure

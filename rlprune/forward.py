@@ -56,6 +56,16 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def logits_of(output: Any) -> Tensor:
+    """The first of several outputs, such as networks with auxiliary heads give in training (GoogLeNet, Inception)."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def read_by(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """What a layer was called with, for a hook that is registered ``with_kwargs``: by place, or as ``input=``."""
+    return inputs[0] if inputs else named["input"]
+
+
 def suitable_batch(images: Tensor) -> int:
     """How many of these images (N, C, H, W) go through a network at a time: as many pixels as 250 of 32×32.
 
@@ -80,6 +90,17 @@ def suited(network: nn.Module, data: Dataset) -> Dataset:
             network(few.contiguous())  # if this fails as well, it says why
             return data.contiguous()
     return data
+
+
+def check_classes(network: nn.Module, data: Dataset) -> None:
+    """Raise `InputError` unless the network, on the data's device, has an output for every label."""
+    data = suited(network, data)
+    with torch.no_grad(), evaluating(network), half_precision(data.device):
+        few = network(data.normalise(data.train.images[:2]))  # one alone may be squeezed by the network's code
+    classes = few.shape[-1]
+    most = max(int(split.labels.max()) for split in (data.train, data.validation) if len(split))
+    if most >= classes:
+        raise InputError(f"There is a label {most}, but the network has outputs for 0 to {classes - 1}.")
 
 
 def accuracy(network: nn.Module, data: Dataset, split: Split) -> float:

@@ -60,7 +60,7 @@ class Front:
         """Write every result to a folder named by its budget, and ``history.csv``; see `PruningResult.save`."""
         folder = Path(folder)
         for share, result in self.results.items():
-            result.save(folder / f"{share:g}")
+            result.save(folder / repr(float(share)))  # all of its digits: another budget is another folder
         write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
         return folder
 
@@ -95,6 +95,8 @@ class FrontEnv(PruningEnv):
         reward: Callable[[list[Tensor]], float],
         **options: Any,
     ) -> None:
+        if not 0 < low < high <= 1:
+            raise InputError(f"Budgets must go from a share above 0 to a larger one of at most 1, not {low} to {high}.")
         self.low, self.high, self.drawn, self.share = low, high, 0, low
         super().__init__(network, example_input, [Budget(cost, low)], reward, fit="scale", **options)
 
@@ -129,7 +131,7 @@ class FrontEnv(PruningEnv):
 
     def _band(self) -> int:
         place = math.log(self.share / self.low) / math.log(self.high / self.low)
-        return min(int(BANDS * place), BANDS - 1)
+        return min(max(int(BANDS * place), 0), BANDS - 1)  # also where ``reset`` was told a budget outside
 
     def _observation(self) -> np.ndarray:
         observation = super()._observation()
@@ -188,6 +190,7 @@ def pareto(
     practises = bool(imagined) and env.candidates.predicted
     what = [weights_hash(network), budgets[0].name, points, episodes, action, seed, criterion, minimum, multiple]
     what += [evaluation, imagined, identity_of(options, agent or {}), [group.name for group in groups]]
+    what += [list(example_input.shape), evaluate is not None]
     run = str([*what, *(images.identity() if images is not None else [])])
     path = Path(checkpoint) if checkpoint is not None else None
     if path is not None and path.exists():

@@ -33,7 +33,7 @@ from rlprune.candidates import STARTS, Candidates
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import outputs
-from rlprune.forward import half_precision, suitable_batch
+from rlprune.forward import half_precision, read_by, suitable_batch
 from rlprune.groups import FilterGroups
 from rlprune.importance import CRITERIA
 from rlprune.masking import rebuild
@@ -175,7 +175,7 @@ class Gates:
         behind = 0 if isinstance(layer, nn.Linear) else layer.weight.ndim - 2  # dimensions behind that of the filters
 
         def gated(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            read = inputs[0] if inputs else named["input"]
+            read = read_by(inputs, named)
             gates = self.values[places].to(read.dtype)
             return (read * gates.view(-1, *[1] * behind), *inputs[1:]), {k: v for k, v in named.items() if k != "input"}
 

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.errors import InputError, one_of
-from rlprune.forward import evaluating, suitable_batch
+from rlprune.forward import evaluating, read_by, suitable_batch
 from rlprune.groups import FilterGroup, Slice
 
 CRITERIA = ["magnitude", "batchnorm", "taylor"]
 FEATURES = ["magnitude", "batchnorm", "taylor", "outgoing", "distinct"]
 Sample = tuple[Tensor, Tensor]
 _NORM = nn.modules.batchnorm._BatchNorm
+_NORMS = (_NORM, nn.modules.instancenorm._InstanceNorm)  # of single channels, whatever the others hold
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 
 
@@ -169,20 +170,20 @@ _OF_MODULE = {"magnitude": _magnitude, "batchnorm": _scale, "outgoing": _outgoin
 def _taylor(network: nn.Module, images: Tensor, labels: Tensor) -> dict[tuple[str, str], Tensor]:
     """Root mean square over images of Σ activation · gradient, per channel that a layer makes.
 
-    Taken behind the batch norm, where there is one: where a gate of 0 would remove the filter.
+    Taken behind the norm of a channel, where there is one: where a gate of 0 would remove the filter.
     """
     names = {module: name for name, module in network.named_modules()}
     made: dict[int, tuple[nn.Module, Tensor, Tensor]] = {}  # id of what a layer hands on → layer, output, that
 
-    def gate(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if isinstance(module, _NORM):
-            made.pop(id(inputs[0]), None)  # the convolution before it
+    def gate(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
+        if isinstance(module, _NORMS):
+            made.pop(id(read_by(inputs, named)), None)  # the convolution before it
         handed = output.clone()  # a ReLU in place must not change what the gradient belongs to
         made[id(handed)] = module, output, handed
         return handed
 
-    layers = (_NORM, nn.modules.conv._ConvNd, nn.Linear)
-    hooks = [module.register_forward_hook(gate) for module in names if isinstance(module, layers)]
+    layers = (*_NORMS, nn.modules.conv._ConvNd, nn.Linear)
+    hooks = [module.register_forward_hook(gate, with_kwargs=True) for module in names if isinstance(module, layers)]
     step = suitable_batch(images)
     totals: dict[nn.Module, Tensor] = {}
     with evaluating(network):

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 # Label, colour and marker; the order of rows, panels and legends: ours, the peers, then what serves for comparison.
-# Colours of Wong (2011) and Tol (2021), told apart by colour-blind readers; the agents have the strongest.
+# Most colours are of Wong (2011) and Tol (2021); the agents have the strongest. So many cannot all be told apart by
+# colour-blind readers: figures add markers, dashes or names.
 METHODS = {
     "layerwise": ("Layer-wise agent", "#0072b2", "o"),
     "filterwise": ("Filter-wise agent", "#d55e00", "s"),
@@ -79,7 +80,7 @@ def count(number: float) -> str:
 
 def signed(points: float) -> str:
     """A difference in points: +0.12, −0.42."""
-    return f"{points:+.2f}".replace("-", "−")
+    return f"{round(points, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: no −0.00
 
 
 def duration(seconds: float) -> str:

@@ -58,7 +58,7 @@ def _cell(difference: float, error: float, seeds: float) -> str:
     if pd.isna(difference):
         return "–"
     text = f"{signed(difference)} ± {error:.2f}"
-    sure = seeds >= SEEDS and abs(difference) > stats.t.ppf(0.975, seeds - 1) * error
+    sure = seeds >= SEEDS and round(abs(difference), 2) > 0 and abs(difference) > stats.t.ppf(0.975, seeds - 1) * error
     return f"**{text}**" if sure else text
 
 

@@ -6,6 +6,7 @@ bytes are scaled to zero mean and unit variance first.
 
 import warnings
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -83,7 +84,8 @@ def from_tensors(
         test: images and labels kept apart; the test split is empty without them.
 
     Raises:
-        InputError: images and labels that do not fit each other, or a share outside 0…1.
+        InputError: images and labels that do not fit each other, a share outside 0…1, or a crop that is no smaller than
+            the images.
     """
     if not 0 < validation < 1:
         raise InputError(f"The validation share must lie between 0 and 1, not {validation!r}.")
@@ -91,6 +93,13 @@ def from_tensors(
     images = images.detach().float() if images.is_floating_point() else images
     whole = _split(images, labels)
     kept_apart = _split(*test) if test is not None else whole[slice(0, 0)]
+    if (kept_apart.images.shape[1:], kept_apart.images.dtype) != (whole.images.shape[1:], whole.images.dtype):
+        raise InputError(
+            f"The test images are {_kind(kept_apart.images)} and the others {_kind(whole.images)}: give both the same."
+        )
+    sides = whole.images.shape[-2:]
+    if not isinstance(crop, Integral) or not 0 <= crop < min(sides):
+        raise InputError(f"crop must be a whole number from 0 and less than a side of {tuple(sides)}, not {crop!r}.")
     digest = content_hash({"images": images.cpu().numpy(), "labels": labels.cpu().numpy()})
     source = "tensors given by the caller"
     return from_splits(whole, kept_apart, "own", validation, seed, flip, source, digest, crop, _statistics(images))
@@ -144,8 +153,8 @@ def from_folder(
 
     Args:
         folder: its path.
-        size: height and width that images are brought to: the shorter side is scaled to 8/7
-            of it and the middle cut out, as torchvision's trained networks expect.
+        size: height and width that images are brought to: the shorter side is scaled to 8/7 of it (up to 64 pixels: to
+            it) and the middle cut out, as torchvision's trained networks expect.
         most: images used, drawn at random if there are more; None for `MOST`, with a warning if there are.
         validation: share set aside for validation.
         seed: of the draw and the division.
@@ -214,6 +223,10 @@ def _split(images: Tensor, labels: Tensor) -> Split:
             raise InputError("Own images hold values that are not finite.")
         images = images.float()
     return Split(images.contiguous(memory_format=torch.channels_last), labels.long())
+
+
+def _kind(images: Tensor) -> str:
+    return f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape[1:])}"
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor] | None:

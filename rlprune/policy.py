@@ -5,6 +5,7 @@ The algorithm itself is in `rlprune.agent`.
 
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,17 +88,26 @@ class PPOOptions:
             (("steps_per_update", "minibatch", "epochs"), 1, math.inf, True),
             (("gamma", "gae_lambda", "cost_gamma", "cost_gae_lambda"), 0, 1, False),
             ((*positive, "initial_multiplier"), 1e-12, math.inf, False),
+            (("entropy_coefficient", "bound_coefficient"), 0, math.inf, False),
+            (("initial_log_std",), -20, 20, False),
         ]:
             for name in names:
-                value = getattr(self, name)
-                if not (low <= value <= high and math.isfinite(value)) or (whole and value != int(value)):
+                if not _number(value := getattr(self, name), low, high, whole):
                     kind = "a whole number" if whole else "a number"
                     raise InputError(f"{name} must be {kind} from {low:g} to {high:g}, not {value!r}.")
-        if any(width < 1 for width in self.hidden) or len(self.pid_gains) != 3 or min(self.pid_gains) < 0:
-            raise InputError(
-                "hidden needs widths of at least 1 and pid_gains three numbers of at least 0, not "
-                f"{self.hidden!r} and {self.pid_gains!r}."
-            )
+        for name, low, whole, counts in [("hidden", 1, True, range(100)), ("pid_gains", 0, False, [3])]:
+            values = getattr(self, name)
+            sound = isinstance(values, (tuple, list)) and len(values) in counts
+            if not sound or not all(_number(value, low, math.inf, whole) for value in values):
+                raise InputError(
+                    "hidden needs whole widths of at least 1 and pid_gains three numbers of at least 0, not "
+                    f"{self.hidden!r} and {self.pid_gains!r}."
+                )
+
+
+def _number(value: object, low: float, high: float, whole: bool) -> bool:
+    kind = numbers.Integral if whole else numbers.Real
+    return isinstance(value, kind) and math.isfinite(value) and low <= value <= high
 
 
 class RunningStatistics(nn.Module):

@@ -38,8 +38,8 @@ def report(
     notes: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Write the table and every figure of some experiments: results.csv, results.md, margins.csv and, as PNG and SVG,
-    accuracy_against_<cost>, curves_, progress_ and widths_<experiment>, and training_<baseline>. Where many methods
-    have one budget, accuracy_by_method stands for accuracy_against_parameters.
+    accuracy_against_<cost>, curves_, progress_ and widths_<experiment>, and training_<baseline>. Where there are many
+    methods, accuracy_by_method stands for accuracy_against_parameters.
 
     All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
     Figures of an earlier report go; files that no report writes stay. Curves and progress of an experiment in which
@@ -58,8 +58,9 @@ def report(
     others = beside(trained)
     with renewed(folder, _OURS) as partial:
         table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
-        # of many methods at one budget some would hide others
-        piled = table.groupby(["dataset", "network"])["budget"].nunique().max() == 1 and table["method"].nunique() > 3
+        # of many methods some would hide others
+        single = table.groupby(["dataset", "network"])["budget"].nunique().max() == 1
+        piled = table.groupby("experiment")["method"].nunique().max() > (3 if single else 6)
         for cost in COUNTED:
             if cost == "parameters" and piled and not others:
                 save(accuracy_by_method(table), partial / "accuracy_by_method")
@@ -73,7 +74,8 @@ def report(
             save(widths(search.metrics), partial / f"widths_{name}")
             if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
                 save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
-                save(search_progress(search.history), partial / f"progress_{name}")
+                rewards = pd.DataFrame(search.metrics["methods"]).map(lambda run: run["reward"], na_action="ignore")
+                save(search_progress(search.history, rewards.mean().to_dict()), partial / f"progress_{name}")
         more = spreads(margins) + extras(loaded) + others
         text = page(loaded, table, {file.name for file in partial.iterdir()}, notes, more)
         (partial / "results.md").write_text(text, encoding="utf-8")

@@ -57,6 +57,7 @@ class PruningResult:
             InputError: a weight is too large for half precision.
         """
         folder = Path(folder)
+        (folder / "pruning.json").unlink(missing_ok=True)  # written last: where it is, all the rest is of this result
         save_weights(self.network, folder / "weights.pt", half)
         description = {
             "method": self.method,
@@ -71,12 +72,12 @@ class PruningResult:
             "evaluations": self.evaluations,
             "seconds": self.seconds,
         }
-        write_json(folder / "pruning.json", description)
         write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
         if self.agent is not None:
             write_atomically(folder / "agent.pt", lambda path: torch.save(self.agent, path))
         else:
             (folder / "agent.pt").unlink(missing_ok=True)  # another result's
+        write_json(folder / "pruning.json", description)
         return folder
 
     def export_onnx(self, path: str | Path) -> Path:
@@ -132,7 +133,8 @@ class PruningResult:
             return
         session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
         with torch.no_grad():
-            expected = self.network(example).cpu()
+            # on the CPU as the file: a GPU rounds what goes into a convolution (TF32) by more than is looked for here
+            expected = rebuild(self.network, {}).cpu()(example.cpu())
         logits = torch.from_numpy(session.run(None, {"images": example.cpu().numpy()})[0])
         error = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not error <= 1e-4:
@@ -202,6 +204,10 @@ def load(folder: str | Path, network: nn.Module | None = None) -> PruningResult:
     """
     folder = Path(folder)
     description = read_json(folder / "pruning.json")
+    try:
+        history = pd.read_csv(folder / "history.csv")
+    except (OSError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise InputError(f"{folder / 'history.csv'} is absent or cut off: save the result again.") from error
     if network is None:
         if not description["architecture"]:
             raise InputError(f"{folder} holds a pruned network of your own: hand its unpruned architecture to load().")
@@ -220,7 +226,7 @@ def load(folder: str | Path, network: nn.Module | None = None) -> PruningResult:
         network=pruned.eval(),
         masks=[torch.tensor([letter == "1" for letter in mask]) for mask in description["masks"]],
         costs=description["costs"],
-        history=pd.read_csv(folder / "history.csv"),
+        history=history,
         widths={name: tuple(pair) for name, pair in description["widths"].items()},
         reward=description["reward"],
         evaluations=description["evaluations"],

@@ -19,7 +19,7 @@ from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.env import PruningEnv
-from rlprune.errors import InputError
+from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
 from rlprune.forward import evaluating
@@ -90,8 +90,8 @@ def prune(
         begin: a result of another search, of the same action space, ``start`` and number of budgets, on any network:
             the agent begins with what it learned there, model of the reward included.
         finetune: a schedule to train the pruned network with; None leaves it recovered without training. What is said
-            of the reward stays that of before; a network that training brings over a budget, whose cost depends on
-            the values of weights, is returned as it was before, with a warning.
+            of the reward stays that of before. Where training diverges, or brings the network over a budget whose cost
+            depends on the values of weights, it is returned as it was before, with a warning.
         checkpoint: a file written after every update of the agent. If it is there,
             the search goes on from it and ends as if never stopped; it is left in place.
         progress: print the budgets' table and show a bar.
@@ -112,6 +112,15 @@ def prune(
     start = start_of(start, criterion)
     if fit_budget is None:
         fit_budget = "scale" if all(budget.predicted for budget in budgets) else "shrink"
+    agent_options(agent)
+    if begin is not None:
+        if begin.agent is None:
+            raise InputError(f"There is no agent in a result of method {begin.method!r}: begin with prune()'s.")
+        if (before := begin.agent.get("start", start)) != start:
+            raise InputError(
+                f"The agent learned to decide relative to {before!r} widths, and this search starts from {start!r} "
+                f"ones: give start={before!r}."
+            )
     groups = trace(network, example_input, exclude)
     images = dataset_of(data, example_input, seed) if data is not None else None
     if finetune is not None:
@@ -132,16 +141,9 @@ def prune(
         start=start,
     )
     options = options_for(env, episodes, criterion, agent or {}, begun=begin is not None)
-    if begin is not None:
-        if begin.agent is None:
-            raise InputError(f"There is no agent in a result of method {begin.method!r}: begin with prune()'s.")
-        if (before := begin.agent.get("start", start)) != start:
-            raise InputError(
-                f"The agent learned to decide relative to {before!r} widths, and this search starts from {start!r} "
-                f"ones: give start={before!r}."
-            )
     rest = [_learned(begin), episodes, seed, criterion, fit_budget, start, minimum, multiple]
-    rest += [action, evaluation, imagined, [group.name for group in groups]]
+    rest += [action, evaluation, imagined, [group.name for group in groups], evaluate is not None]
+    rest += [list(example_input.shape)]
     run = _fingerprint(env, images, identity_of(options, agent or {}), rest)
     path = Path(checkpoint) if checkpoint is not None else None
     state = read_checkpoint(path, run) if path is not None and path.exists() else None
@@ -199,9 +201,17 @@ def _finetuned(
 ) -> None:
     """Train the result's network in place, and measure it again."""
     before = copy.deepcopy(result.network.state_dict())
-    with evaluating(network):
-        fit(result.network, images, finetune, seed, teacher=network, progress="fine-tune" if progress else None)
-    result.network.to(memory_format=memory_format(network))  # as before; training has another
+    fault = ""
+    try:
+        with evaluating(network):
+            fit(result.network, images, finetune, seed, teacher=network, progress="fine-tune" if progress else None)
+    except InputError as error:  # it has diverged; the rest was looked at before the search
+        fault = str(error)
+    result.network.to(memory_format=memory_format(network)).eval()  # as before; training has another format
+    if fault:
+        result.network.load_state_dict(before)
+        warnings.warn(f"{fault} What is returned is the network before fine-tuning.", stacklevel=3)
+        return
     # what varies from one measurement to the next depends on the widths, which are the same
     steady = [name for name, cost in result.costs.items() if cost["low"] == cost["high"]]
     costs = {name: cost for name, cost in env.candidates.measured(result.network).items() if name in steady}
@@ -237,7 +247,6 @@ def options_for(
     names = [*FEATURES, criterion][: env.action_space.shape[0] - 1] if filterwise else []
     own = {
         "steps_per_update": min(EPISODES_PER_UPDATE, episodes) * len(env.groups),
-        "whole_episodes": True,
         "learning_rate": 5e-3,
         "minibatch": 128,
         "gamma": 1.0,
@@ -255,11 +264,21 @@ def options_for(
             "learning_rate": 3e-4 if filterwise else 1e-3,
             "initial_action": [0.5, *(0.9 if name == criterion else 0.5 for name in names)],
         }
-    try:
-        return PPOOptions(**{**own, **given})
-    except TypeError as error:
-        known = ", ".join(PPOOptions.__dataclass_fields__)
-        raise InputError(f"Unknown option of the agent among {sorted(given)}. Use: {known}.") from error
+    return agent_options(given, **own)
+
+
+def agent_options(given: dict[str, Any] | None, **own: Any) -> PPOOptions:
+    """The agent's options: what is given for it, over ``own``.
+
+    Raises:
+        InputError: an unknown or senseless option.
+    """
+    for name in given or {}:
+        one_of("option of the agent", name, PPOOptions.__dataclass_fields__)
+    options = PPOOptions(**{"whole_episodes": True, **own, **(given or {})})
+    if not options.whole_episodes:
+        raise InputError("A search decides whole networks, from which alone it can go on: leave whole_episodes True.")
+    return options
 
 
 def identity_of(options: PPOOptions, given: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -186,9 +187,9 @@ SAID = {
     "over the candidates, with its 95 % interval; mean and standard deviation of the reward; median "
     "seconds per candidate.",
     "front": "Area that the networks found dominate: accuracy over the logarithm of the cost, from 0 % up to the "
-    "unpruned network's cost. *Separate*: a search for each of the budgets. *Front*: one search for all, "
-    "with as many evaluations in all; with all its networks, and with those for the separate searches' "
-    "budgets alone (*at same*).",
+    "unpruned network's cost, named below with the separate searches' budgets. *Separate*: a search for each of these. "
+    "*Front*: one search for all, with as many evaluations in all; with all its networks, and with those for the "
+    "separate searches' budgets alone (*at same*).",
     "transfer": "Best reward of a fresh search after all its evaluations, of one that began with what the agent had "
     "learned on another network, and the evaluations after which that was as good.",
     "ablation": "Mean reward of the first 20 evaluations and best reward at the end, means over seeds; the difference "
@@ -237,10 +238,23 @@ def report(names: Sequence[str], folder: str | Path, results: str | Path = "resu
             budgets = ", ".join(f"{cost} {share}" for cost, share in metrics["study"]["budgets"].items())
             data = f"{metrics['dataset']} ({metrics['source'].rstrip('.')})"
             said = f"{network_label(metrics['network'])}, {data}; {budgets}; {metrics['device']}."
-            said = f"{SAID[metrics['study']['kind']]} {said}"
+            said = f"{SAID[metrics['study']['kind']]} {said} {_settings(metrics['study'])}".rstrip()
             lines += ["", f"## {name}", "", said, "", _markdown(tables[name]), "", f"![{name}]({name}.png)"]
         (partial / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return tables
+
+
+def _settings(study: dict[str, Any]) -> str:
+    """What a kind of study has beside a network and budgets."""
+    said = []
+    if "begin" in study:
+        said.append(f"Begins with: {study['begin']}.")
+    if "training" in study:
+        said.append(f"Training: {study['training']['epochs']} epochs.")
+    if "rewards" in study:
+        changed = {n: ", ".join(f"{k} {v}" for k, v in o.items()) or "as it is" for n, o in study["rewards"].items()}
+        said.append(f"The evaluator's options: {'; '.join(f'*{name}* {text}' for name, text in changed.items())}.")
+    return " ".join(said)
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -190,16 +190,19 @@ def page(
         f"- Device: {'; '.join(dict.fromkeys(h['device'] for h in heads))}",
         f"- Versions: {'; '.join(dict.fromkeys(versions))}",
         f"- Seeds of the baselines: {'; '.join(sorted(seeds))}; of every method: last column",
-        f"- Made by: `dvc repro {results.suite}`",
+        f"- Made by: `dvc repro tables@{results.suite}`",
         *notes,
         "",
         markdown(table),
         "",
         "Accuracies in percent of the test images; ± is the standard deviation over seeds. Pruned: after pruning and "
         "recovery (batch norm recalibrated, last layer fitted again unless the method has trained it itself), before "
-        "fine-tuning. Bold: the best per network and budget. Evaluations and times are per seed. Figures, over several "
-        "seeds: lines are means; the band is one standard deviation in the curves of a search, and in the progress the "
-        "95 % interval of the mean (of two seeds, from the lower to the higher).",
+        "fine-tuning. Bold: the best per network and budget. Evaluations and times are per seed. Figures of accuracy: "
+        "error bars are one standard deviation; what stands in a grey strip is not to scale. Curves of a search: dots "
+        "are episodes, lines their running mean. Over several seeds lines are means, and thin lines on the bars of "
+        "widths go from the smallest to the largest; the band is one standard deviation of the running means in the "
+        "curves, and in the progress the 95 % interval of the mean (of two seeds, from the lower to the higher). "
+        "Dotted in the progress: a method that decides at once, or of which only the outcome is known.",
         *more,
     ]
     shown = [("accuracy_by_method", "Accuracy after fine-tuning")]
@@ -252,7 +255,7 @@ def _parse(file: Path, remedy: str, parse: Callable[[Path], Any]) -> Any:
 
 def _remedy(suite: str, name: str, stage: str) -> str:
     other = "" if stage == "baseline" else f" (`python -m rlprune peers {name}` if it is a comparison)"
-    return f"run `dvc repro {suite}` or `python -m rlprune {stage} {name}`{other}"
+    return f"run `dvc repro tables@{suite}` or `python -m rlprune {stage} {name}`{other}"
 
 
 def _runs(stage: Stage) -> set[tuple[str, str]]:

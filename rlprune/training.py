@@ -8,6 +8,7 @@ on the device, half precision and channels-last where the machine is faster so.
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from rlprune.data import Dataset
 from rlprune.errors import InputError
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
-from rlprune.forward import accuracy, evaluating, half_precision, seeded, suited
+from rlprune.forward import accuracy, check_classes, evaluating, half_precision, logits_of, seeded, suited
 from rlprune.lessons import Answer, Lessons
 
 
@@ -38,7 +39,7 @@ class Training:
         batch_size: images a step.
         learning_rate: at its peak.
         warmup: share of the steps until the peak.
-        momentum: of SGD (Nesterov).
+        momentum: of SGD (Nesterov), in [0, 1).
         weight_decay: on weights of two or more dimensions.
         label_smoothing: share of the target spread over all classes.
         distillation: weight of the teacher's output in the loss (0 to 1), where a teacher is given.
@@ -63,6 +64,8 @@ class Training:
             whole = name in ("epochs", "batch_size")
             if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
                 raise InputError(f"{name} must be a {'whole ' if whole else ''}number, not {value!r}.")
+            if not math.isfinite(value):
+                raise InputError(f"{name} must be a finite number, not {value!r}.")
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0:
             raise InputError(
                 "A schedule needs at least 1 epoch, batches of at least 2 and a learning rate above 0, not "
@@ -74,6 +77,15 @@ class Training:
             )
         if not 0 <= self.average < 1:
             raise InputError(f"average, the decay of a moving average, must lie in [0, 1), not {self.average}.")
+        if not (0 <= self.momentum < 1 and 0 <= self.label_smoothing <= 1):
+            raise InputError(
+                "momentum must lie in [0, 1) and label_smoothing in [0, 1], not "
+                f"{self.momentum}, {self.label_smoothing}."
+            )
+        if self.weight_decay < 0 or self.temperature <= 0:
+            raise InputError(
+                f"weight_decay must be at least 0 and temperature above 0, not {self.weight_decay}, {self.temperature}."
+            )
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "Training":
@@ -114,14 +126,16 @@ def fit(
         percent, images_per_second (of the training steps alone), seconds since the start.
 
     Raises:
-        InputError: a checkpoint that is cut off or of another run, a lesson that is, or too few images for one batch.
+        InputError: a checkpoint that is cut off or of another run, a lesson that is, too few images for one batch, or
+            training that diverges.
     """
+    network.to(data.device)
     trainable(network, data, training)
     teacher = teacher if training.distillation > 0 else None
     path = Path(checkpoint) if checkpoint is not None else None
     run = _fingerprint(network, teacher, data, training, seed) if path is not None else ""
     steps = len(data.train) // training.batch_size
-    data = suited(network.to(data.device), data)
+    data = suited(network, data)
     network.to(memory_format=data.memory_format)
     generator = torch.Generator().manual_seed(seed)
     optimizer = sgd(network, training)
@@ -167,6 +181,7 @@ def fit(
             batches = data.augmented(training.batch_size, generator, epoch)
             with taught.epoch(epoch) if taught is not None else contextlib.nullcontext() as answer:
                 row = one_epoch(network, batches, training, optimizer, schedule, answer, bar)
+            check_loss(row["loss"], epoch, network)
             row["validation_accuracy"] = accuracy(averaged.module if averaged else network, data, data.validation)
             seconds = earlier + time.perf_counter() - start
             history.append({"epoch": epoch, **row, "seconds": seconds})
@@ -200,15 +215,26 @@ def fillable(data: Dataset, training: Training) -> None:
 
 
 def trainable(network: nn.Module, data: Dataset, training: Training) -> None:
-    """Raise `InputError` if there are too few images for one batch, or if no weight may change."""
+    """Raise `InputError` if there are too few images for one batch, an unknown label, or if no weight may change.
+
+    The network must be on the data's device.
+    """
     fillable(data, training)
     changeable(network)
+    check_classes(network, data)
 
 
 def changeable(network: nn.Module) -> None:
     """Raise `InputError` if no weight may change."""
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise InputError("No weight of the network may change: call network.requires_grad_() before it is trained.")
+
+
+def check_loss(loss: float, epoch: int, network: nn.Module | None = None) -> None:
+    """Raise `InputError` if training has diverged: if this epoch's mean loss or a weight is no finite number."""
+    weights = network.parameters() if network is not None else ()
+    if not (math.isfinite(loss) and all(weight.detach().isfinite().all() for weight in weights)):
+        raise InputError(f"Training has diverged (loss {loss:g} in epoch {epoch}): lower learning_rate.")
 
 
 def one_epoch(
@@ -231,7 +257,7 @@ def one_epoch(
     start, seen = time.perf_counter(), 0
     for images, labels in batches:
         with half_precision(device):
-            logits = network(images)
+            logits = logits_of(network(images))
             imitated = None
             if teacher is not None:
                 with torch.no_grad():
@@ -270,7 +296,8 @@ def sgd(network: nn.Module, training: Training) -> torch.optim.Optimizer:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, nesterov=True)
+    momentum = training.momentum
+    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=momentum, nesterov=momentum > 0)
 
 
 def _fingerprint(network: nn.Module, teacher: nn.Module | None, data: Dataset, training: Training, seed: int) -> str:

@@ -150,9 +150,7 @@ def test_costs_and_returns_of_episodes_of_different_length_are_complete():
         lambda n=n: Problem(n, 1, lambda t, a: 1, lambda t, a, n=n: np.array([10.0 if t == n - 1 else 1, 0.5]))
         for n in lengths
     ]
-    for make in makes:  # of one observation size
-        assert make().length in lengths
-    padded = [
+    padded = [  # to one observation size
         lambda make=make: gymnasium.wrappers.TransformObservation(make(), _pad, Box(-1, 2, (5,))) for make in makes
     ]
     env = SyncVectorEnv(padded, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -429,6 +427,29 @@ def test_reward_that_is_not_a_number():
         LagrangianPPO(Problem(2, 1, lambda t, a: float("nan"), percent), [1]).learn(10)
 
 
+def test_a_first_observation_that_is_not_a_number():
+    class Lost(Problem):
+        def reset(self, **options):
+            observation, info = super().reset(**options)
+            return np.full_like(observation, np.nan), info
+
+    agent = LagrangianPPO(Lost(2, 1, lambda t, a: 0, percent), [1])
+    with pytest.raises(InputError, match="NaN or infinity: observation"):
+        agent.learn(10)
+    assert agent.observation_scale.mean.isfinite().all()
+
+
+def test_a_box_of_a_single_point_in_one_dimension():
+    class Fixed(Problem):
+        def __init__(self):
+            super().__init__(2, 2, lambda t, a: float(a[0]), percent)
+            self.action_space = Box(np.array([0, 0.5], np.float32), np.array([1, 0.5], np.float32))
+
+    agent = LagrangianPPO(Fixed(), [100], options=PPOOptions(steps_per_update=16)).learn(64)
+    assert agent.predict(np.zeros(agent.env.single_observation_space.shape[0]))[0][1] == 0.5
+    assert all(np.isfinite(list(row.values())).all() for row in agent.history)
+
+
 def test_whole_episodes_of_different_length_are_refused():
     makes = [lambda n=n: gymnasium.wrappers.TransformObservation(problem(n), _pad, Box(-1, 2, (5,))) for n in (2, 3)]
     env = SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
@@ -440,7 +461,9 @@ def test_whole_episodes_of_different_length_are_refused():
     "wrong",
     [
         {"minibatch": 0}, {"epochs": 1.5}, {"gamma": 1.1}, {"learning_rate": 0}, {"clip": float("nan")},
-        {"multiplier": "sgd"}, {"hidden": (0,)}, {"pid_gains": (1, 1)},
+        {"multiplier": "sgd"}, {"hidden": (0,)}, {"pid_gains": (1, 1)}, {"learning_rate": "1e-3"}, {"hidden": 32},
+        {"hidden": (8.5,)}, {"pid_gains": 0.1}, {"minibatch": 64.0}, {"entropy_coefficient": None},
+        {"entropy_coefficient": float("nan")}, {"initial_log_std": float("nan")}, {"bound_coefficient": -1},
     ],
 )  # fmt: skip
 def test_wrong_options(wrong):
@@ -451,6 +474,8 @@ def test_wrong_options(wrong):
 def test_wrong_initial_action_seed_and_steps():
     with pytest.raises(InputError, match="initial_action"):
         LagrangianPPO(problem(), [1, 1], options=PPOOptions(initial_action=[1, 2, 3]))
+    with pytest.raises(InputError, match="initial_action"):
+        LagrangianPPO(problem(), [1, 1], options=PPOOptions(initial_action="x"))
     with pytest.raises(InputError, match="seed"):
         LagrangianPPO(problem(), [1, 1], seed=-1)
     with pytest.raises(InputError, match="total_steps"):
@@ -470,5 +495,9 @@ def test_state_of_another_agent_is_refused_and_changes_nothing():
             agent.load_state_dict(other.state_dict())
     with pytest.raises(InputError, match="'policy' is missing"):
         agent.load_state_dict({})
+    cut = LagrangianPPO(problem(), [1, 1], seed=1).state_dict()
+    del cut["critics"]["0.scale.mean"]
+    with pytest.raises(InputError, match="no complete state"):
+        agent.load_state_dict(cut)
     for p, q in zip(before, itertools.chain(agent.policy.parameters(), agent.critics.parameters()), strict=True):
         assert torch.equal(p, q)

@@ -29,6 +29,18 @@ def test_macs_agree_with_torchs_own_counter(name):
         assert costs.macs(candidate, IMAGES) == costs.macs(candidate, IMAGES[:1])
 
 
+def test_layers_called_by_keyword_are_counted_alike():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.last = nn.ConvTranspose2d(3, 4, 2, stride=2), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.last(input=self.up(input=x).mean((2, 3)))
+
+    assert costs.macs(Named().eval(), torch.zeros(1, 3, 8, 8)) == 3 * 4 * 4 * 64 + 4 * 5
+
+
 def test_known_numbers():
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),

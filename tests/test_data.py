@@ -76,7 +76,8 @@ def test_augmentation_is_a_crop_of_the_padded_image(digits):
             seen += 1
             hits += image.contiguous().numpy().tobytes() in known[int(label)]
     assert seen == 1150 // 64 * 64
-    assert hits > seen / 30  # the diagonal windows are 9 of the 81 that a crop may take
+    # the diagonal windows are 9 of the 81 that a crop may take; with no crop at all, it would always be one of them
+    assert seen / 30 < hits < seen / 4
 
 
 def test_every_image_is_mirrored_in_every_other_epoch_if_it_keeps_its_class():

@@ -215,7 +215,7 @@ def test_report_writes_every_file_and_removes_stale_figures(reported):
     assert not list(folder.parent.glob(".reports*"))
     pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), table.round(4), check_dtype=False)
     page = (folder / "results.md").read_text()
-    for part in ("scikit-learn", "`ab12`", "AMD EPYC", "torch 2.13.0", "`dvc repro quick`", "1,078 / 359 / 360"):
+    for part in ("scikit-learn", "`ab12`", "AMD EPYC", "torch 2.13.0", "`dvc repro tables@quick`", "1,078 / 359 / 360"):
         assert part in page
     assert sorted(re.findall(r"\]\((.+?)\)", page)) == sorted(f"{stem}.png" for stem in stems)
 
@@ -283,7 +283,7 @@ def test_missing_file_says_what_to_run(tmp_path):
     file.unlink()
     with pytest.raises(InputError) as error:
         load(tmp_path, name)
-    remedy = "run `dvc repro quick` or `python -m rlprune finetune digits_vgg11_10`"
+    remedy = "run `dvc repro tables@quick` or `python -m rlprune finetune digits_vgg11_10`"
     remedy += " (`python -m rlprune peers digits_vgg11_10` if it is a comparison)."
     assert str(error.value) == f"Result file {file} is missing: {remedy}"
 
@@ -300,7 +300,7 @@ def test_missing_file_says_what_to_run(tmp_path):
 def test_broken_file_is_named(tmp_path, file, content, sentence):
     name = make(tmp_path)
     (tmp_path / "quick" / name / "search" / file).write_text(content)
-    with pytest.raises(InputError, match=f"{file} {sentence}.*dvc repro quick"):
+    with pytest.raises(InputError, match=f"{file} {sentence}.*dvc repro tables@quick"):
         load(tmp_path, name)
 
 
@@ -625,6 +625,23 @@ def test_what_only_some_methods_have_stands_beside_the_table(tmp_path):
     assert "PruneTrain, seed 0: 60.0 % of the MACs" in page
 
 
+def test_progress_leaves_no_method_out():
+    history = episodes(["layerwise", "random"], (0, 1), ["parameters"], count=6)
+    history.loc[(history["method"] == "random") & (history["seed"] == 1), "best"] = np.nan  # never within budget
+    figure = figures.search_progress(history, {"layerwise": 70.0, "random": 42.0, "hfp": 98.6})
+    curve, only, across = figure.axes[0].lines
+    assert len(curve.get_xdata()) > 2
+    assert (only.get_ydata()[0], across.get_ydata()[0]) == (98.6, 42.0)
+    legend = [text.get_text() for text in figure.legends[0].texts]
+    assert legend == ["Layer-wise agent", "HFP (98.6)", "Random search (42.0)"]
+
+
+def test_curves_of_many_methods_are_told_apart_without_colour():
+    figure = figures.search_curves(episodes(["filterwise", "evolution"], (0,), ["parameters"]), {"parameters": 10.0})
+    first, second, *_ = figure.legends[0].legend_handles
+    assert first.get_linestyle() != second.get_linestyle()
+
+
 def test_progress_is_the_mean_of_the_best_with_its_confidence_interval():
     history = episodes(["layerwise", "random"], (0, 1, 2), ["parameters"], count=6)
     history["best"] = history["seed"] + 10 * history["episode"]  # at every evaluation e: 10 e, + 1 and + 2
@@ -638,7 +655,7 @@ def test_progress_is_the_mean_of_the_best_with_its_confidence_interval():
     low, high = figure.axes[0].collections[0].get_paths()[0].get_extents().get_points()[:, 1]
     half = 4.302653 / 3**0.5  # Student's t with two degrees of freedom
     assert (low, high) == pytest.approx((21 - half, 61 + half), abs=1e-4)
-    assert [text.get_text() for text in figure.legends[0].texts] == ["Layer-wise agent", "Random search"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["Layer-wise agent", "Random search (42.0)"]
 
 
 def test_many_methods_at_one_budget_stand_below_each_other(tmp_path):

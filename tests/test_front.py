@@ -161,6 +161,12 @@ def test_environment_keeps_gymnasiums_rules_and_says_its_budget(trained, digits)
     assert len(set(shares)) == 9
     env.reset(options={"share": 0.25})
     assert env.share == 0.25
+    env.reset(options={"share": 0.01})  # below all bands: it counts in the first
+    for _ in env.groups:
+        *_, info = env.step(np.array([0.9], np.float32))
+    assert info["cost"].nonzero()[0].tolist() == [0]
+    with pytest.raises(InputError, match="from a share above 0 to a larger one"):
+        FrontEnv(trained, digits.example, "parameters", 0.1, 0.1, lambda masks: 1.0)
 
 
 def test_bad_input_is_named(trained, digits):

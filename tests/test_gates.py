@@ -35,9 +35,11 @@ def test_an_agent_keeps_what_the_gates_rank_highest(action, trained, digits, mon
     monkeypatch.setattr(gates, "Gates", Kept)
     result = run(prune, trained, digits, action=action, episodes=20)
     scores = learned[-1]
-    if action == "layerwise":
-        for score, mask in zip(scores, result.masks, strict=True):
+    for score, mask in zip(scores, result.masks, strict=True):
+        if action == "layerwise":
             assert torch.equal(torch.topk(score, int(mask.sum())).indices.sort().values, mask.nonzero().flatten())
+        elif not mask.all():  # gates have the largest say among several criteria
+            assert score[mask].mean() > score[~mask].mean()
     assert result.costs["parameters"]["share"] <= 0.15
 
 

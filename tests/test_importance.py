@@ -56,6 +56,31 @@ def test_taylor_is_the_derivative_with_respect_to_a_gate():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_taylor_in_front_of_an_instance_norm_is_taken_behind_it():
+    class Normed(Gated):  # which cancels any gate in front of it
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.InstanceNorm2d(5, affine=True)
+            with torch.no_grad():
+                self.norm.weight.uniform_(0.2, 2)
+
+        def forward(self, x):
+            x = F.relu(self.norm(self.first(x)))
+            x = F.relu(self.second(x * self.gates[0][:, None, None] if self.gates else x))
+            return self.last(x.mean((2, 3)))
+
+    network = Normed().eval()
+    images, labels = sample()
+    square = torch.zeros(5)
+    for image, label in zip(images, labels, strict=True):
+        network.gates = [torch.ones(5, requires_grad=True)]
+        F.cross_entropy(network(image[None]), label[None]).backward()
+        square += network.gates[0].grad ** 2
+    network.gates = None
+    found = scores(network, trace(network, EXAMPLE), "taylor", (images, labels))[0]
+    assert torch.allclose(found, square.sqrt() / square.sqrt().mean(), rtol=1e-3)
+
+
 def test_taylor_of_a_linear_layer_on_tokens_is_that_of_its_features():
     class Tokens(nn.Module):
         def __init__(self):

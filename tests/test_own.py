@@ -135,3 +135,15 @@ def test_an_image_folder_with_a_class_per_subfolder(tmp_path):
 def test_bad_data_is_named(data, words):
     with pytest.raises(InputError, match=words):
         dataset_of(data, EXAMPLE)
+
+
+@pytest.mark.parametrize("crop", [-1, 12, 1.5])
+def test_a_crop_as_large_as_the_images_is_refused(crop):
+    with pytest.raises(InputError, match=r"crop must be a whole number from 0 and less than a side of \(16, 12\)"):
+        from_tensors(torch.zeros(8, 3, 16, 12), torch.zeros(8).long(), crop=crop)
+
+
+@pytest.mark.parametrize("test", [torch.zeros(2, 3, 16, 12, dtype=torch.uint8), torch.zeros(2, 1, 16, 12)])
+def test_test_images_of_another_kind_are_refused(test):
+    with pytest.raises(InputError, match="test images are .* and the others float32"):
+        from_tensors(torch.zeros(8, 3, 16, 12), torch.zeros(8).long(), test=(test, torch.zeros(2).long()))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -46,6 +47,20 @@ def test_saved_result_loads_again(tmp_path, digits, images):
         load(tmp_path / "r")
     with pytest.raises(InputError, match="There is no"):
         load(tmp_path / "absent")
+    result.save(tmp_path / "r")
+    (tmp_path / "r" / "history.csv").write_text("")
+    with pytest.raises(InputError, match="history.csv is absent or cut off"):
+        load(tmp_path / "r")
+
+
+def test_a_result_that_was_half_written_over_another_is_none(found, trained, tmp_path, monkeypatch):
+    found.save(tmp_path)
+    other = dataclasses.replace(found, network=copy.deepcopy(found.network), reward=1.0)
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda *args, **options: 1 / 0)  # killed behind its weights
+    with pytest.raises(ZeroDivisionError):
+        other.save(tmp_path)
+    with pytest.raises(InputError, match="There is no"):
+        load(tmp_path, trained)
 
 
 def test_own_network_needs_its_architecture_to_load(found, trained, tmp_path, images):

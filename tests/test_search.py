@@ -17,6 +17,7 @@ from torch import nn
 from rlprune import Budget, Evaluator, costs, load, masking, networks, peers, prune, trace
 from rlprune.errors import InputError
 from rlprune.forward import accuracy
+from rlprune.gates import Gates
 from rlprune.training import Training, fit
 
 SMALL = {"images": 150, "recalibration": 150}
@@ -132,8 +133,8 @@ def test_budget_out_of_reach_is_refused_before_the_search(trained, digits):
 def test_bad_options(trained, digits):
     with pytest.raises(InputError, match="at least 1 episode"):
         search(trained, digits, episodes=0)
-    with pytest.raises(InputError, match="Unknown option of the agent"):
-        search(trained, digits, agent={"learning_speed": 1})
+    with pytest.raises(InputError, match="leave whole_episodes True"):
+        search(trained, digits, agent={"whole_episodes": False})
     with pytest.raises(InputError, match="Unknown way to fit"):
         search(trained, digits, fit_budget="magic")
 
@@ -160,6 +161,15 @@ def test_a_network_that_finetuning_brings_over_budget_is_returned_as_it_was_befo
     assert nonzero(result.network, digits.example) == cost["value"] <= cost["limit"]
 
 
+def test_a_network_whose_finetuning_diverges_is_returned_as_it_was_before(trained, digits):
+    schedule = Training(epochs=1, batch_size=64, learning_rate=1e30)
+    with pytest.warns(UserWarning, match="diverged .* before fine-tuning"):
+        result = search(trained, digits, episodes=2, finetune=schedule)
+    assert all(torch.isfinite(tensor).all() for tensor in result.network.state_dict().values())
+    assert accuracy(result.network, digits, digits.validation) > 20
+    assert not result.network.training
+
+
 def test_faults_are_found_before_the_search(trained, digits, monkeypatch):
     monkeypatch.setattr(Evaluator, "__call__", lambda *args: pytest.fail("searched for nothing"))
     example, budget = digits.example, Budget("parameters", 0.1)
@@ -173,6 +183,14 @@ def test_faults_are_found_before_the_search(trained, digits, monkeypatch):
         prune(trained, example, [budget], digits, evaluation={"imges": 3})
     with pytest.raises(InputError, match="do not fill one batch of 5000"):
         prune(trained, example, [budget], digits, finetune=Training(batch_size=5000))
+    monkeypatch.setattr(Gates, "round", lambda *args: pytest.fail("learned gates for nothing"))
+    with pytest.raises(InputError, match="Unknown option of the agent 'learning_speed'"):
+        prune(trained, example, [budget], digits, criterion="gates", agent={"learning_speed": 1})
+    with pytest.raises(InputError, match="finetune_rate above 0"):
+        prune(trained, example, [budget], digits, evaluation={"finetune_rate": -1.0})
+    few = networks.VGG([8, "M"], classes=5)
+    with pytest.raises(InputError, match="There is a label 9"):
+        prune(few, example, [budget], digits, evaluate=lambda network: 1.0, finetune=Training())
 
 
 def test_a_network_of_ones_own_may_call_anything_its_architecture(trained, digits):
@@ -301,6 +319,18 @@ def test_a_checkpoint_is_of_one_kind_of_agent(changes, trained, digits, tmp_path
     prune(trained, digits.example, [Budget("parameters", 0.3)], **how)
     with pytest.raises(InputError, match="belongs to another run"):
         prune(trained, digits.example, [Budget("parameters", 0.3)], **how, **changes)
+
+
+def test_a_checkpoint_is_of_one_example_and_one_judge(trained, digits, tmp_path):
+    how = {"episodes": 2, "checkpoint": tmp_path / "search.pt", "progress": False}
+    budgets = [Budget("macs", 0.3)]
+    prune(trained, digits.example, budgets, evaluate=lambda network: 0.0, **how)
+    with pytest.raises(InputError, match="belongs to another run"):
+        prune(trained, digits.example[..., :16, :16], budgets, evaluate=lambda network: 0.0, **how)
+    how["checkpoint"] = tmp_path / "judged.pt"
+    prune(trained, digits.example, budgets, digits, evaluate=lambda network: 0.0, **how)
+    with pytest.raises(InputError, match="belongs to another run"):
+        prune(trained, digits.example, budgets, digits, **how)
 
 
 def test_a_noisy_cost_is_measured_again_before_a_network_is_accepted(trained, digits, monkeypatch):

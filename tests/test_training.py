@@ -184,6 +184,20 @@ def test_distillation_pulls_towards_the_teacher(digits, trained):
     assert distance[0.9] < distance[0.0]
 
 
+def test_the_loss_of_distillation():
+    # (1 − d) · cross entropy with smoothed labels + d · T² · KL(teacher ‖ network), Hinton et al. 2015
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (3 * torch.randn(6, 5, generator=generator) for _ in range(2))
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    schedule = Training(distillation=0.3, temperature=4.0, label_smoothing=0.2)
+    smooth = 0.8 * nn.functional.one_hot(labels, 5) + 0.2 / 5
+    hard = -(smooth * logits.log_softmax(1)).sum(1).mean()
+    p, q = (teacher / 4).softmax(1), (logits / 4).softmax(1)
+    soft = (p * (p.log() - q.log())).sum(1).mean()
+    found = training._loss(logits, labels, schedule, teacher)
+    assert found.item() == pytest.approx((0.7 * hard + 0.3 * 16 * soft).item(), rel=1e-5)
+
+
 def test_lessons_are_learned_from_once_and_teach_the_same(digits, trained, tmp_path):
     schedule = dataclasses.replace(SCHEDULE, distillation=0.5)
     alone, first, second, other = small(), small(), small(), small()
@@ -252,11 +266,54 @@ def test_a_lesson_broken_off_is_not_kept_and_a_broken_one_is_named(digits, train
         ({"distillation": 2.0}, "distillation must lie in"),
         ({"average": 1.0}, "average, the decay of a moving average, must lie in"),
         ({"epoch": 3}, "Unknown training parameter 'epoch'"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"momentum": 1.0}, "momentum must lie in"),
+        ({"label_smoothing": 1.5}, "label_smoothing in"),
+        ({"weight_decay": -1}, "weight_decay must be at least 0"),
+        ({"temperature": 0}, "temperature above 0"),
     ],
 )
 def test_bad_schedule(values, fault):
     with pytest.raises(InputError, match=fault):
         Training.of(values)
+
+
+def test_training_that_diverges_is_named_and_leaves_no_checkpoint(digits, tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, learning_rate=1e30)
+    with pytest.raises(InputError, match="Training has diverged .* in epoch 1.: lower learning_rate"):
+        fit(small(), digits, schedule, checkpoint=tmp_path / "c.pt", progress=None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_without_momentum(digits):
+    before = small()
+    fit(after := small(), digits, dataclasses.replace(SCHEDULE, epochs=1, momentum=0.0), progress=None)
+    assert not state_equal(before, after)
+
+
+def test_labels_beyond_the_outputs_are_found_before_training(digits):
+    with pytest.raises(InputError, match="There is a label 9, but the network has outputs for 0 to 4"):
+        fit(networks.VGG([8, "M"], classes=5), digits, SCHEDULE, progress=None)
+
+
+class Auxiliary(nn.Module):
+    """Two outputs while it is trained, as GoogLeNet and Inception have."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.beside = small(), nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, images):
+        logits = self.body(images)
+        return (logits, self.beside(images.flatten(1))) if self.training else logits
+
+
+def test_a_network_with_an_auxiliary_head_is_trained_by_its_first_output(digits):
+    network = Auxiliary()
+    aside = network.beside.weight.detach().clone()
+    history = fit(network, digits, dataclasses.replace(SCHEDULE, epochs=1), progress=None)
+    assert history["train_accuracy"].iloc[0] > 20
+    assert torch.equal(network.beside.weight, aside)
 
 
 def test_a_warm_up_of_one_step(digits):

@@ -39,13 +39,14 @@ from rlprune.data import Dataset
 from rlprune.delivery import delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
-from rlprune.forward import accuracy, half_precision, seeded
+from rlprune.forward import accuracy, half_precision, logits_of, seeded
 from rlprune.importance import scores
 from rlprune.masking import carriers, keep_top, rebuild, slim
 from rlprune.own import OwnData
-from rlprune.peers.judged import check_loss, judged, without_criterion
+from rlprune.peers.judged import judged, without_criterion
 from rlprune.peers.targets import ExactCosts, on_target
 from rlprune.result import PruningResult
+from rlprune.training import check_loss
 
 SAMPLE = 500  # training images that importance is measured on
 UNIMPORTANT = 0.05  # of the mean importance: the least that a filter is taken to have
@@ -269,7 +270,7 @@ class _Run:
             else:
                 gated = self.gates.gated(on)
         with half_precision(images.device):
-            logits = functional_call(self.network, gated, (images,)).float()
+            logits = logits_of(functional_call(self.network, gated, (images,))).float()
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + self.weight / rate * (self.step + 1) * excess.to(loss)).backward()

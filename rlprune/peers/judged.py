@@ -1,6 +1,5 @@
-"""What every method is given: candidates within budget, and their judge; and what several of them check."""
+"""What every method is given: candidates within budget, and their judge."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +7,6 @@ from torch import Tensor, nn
 
 from rlprune.candidates import Candidates
 from rlprune.costs import Budget, check_budgets
-from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.gates import criterion_of
 from rlprune.groups import trace
@@ -44,9 +42,3 @@ def without_criterion(options: dict[str, Any]) -> dict[str, Any]:
     The criterion that an experiment gives to all its methods has no say there, and must not refuse a network either.
     """
     return {key: value for key, value in options.items() if key != "criterion"}
-
-
-def check_loss(loss: float, epoch: int) -> None:
-    """Raise `InputError` if training has diverged: if its mean loss in this epoch is no finite number."""
-    if not math.isfinite(loss):
-        raise InputError(f"The loss is {loss} in epoch {epoch}: lower learning_rate.")

@@ -25,7 +25,7 @@ from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.errors import InputError
-from rlprune.forward import accuracy, evaluating, half_precision, seeded
+from rlprune.forward import accuracy, evaluating, half_precision, logits_of, seeded
 from rlprune.groups import FilterGroup
 from rlprune.log import SearchLog
 from rlprune.own import OwnData
@@ -209,7 +209,7 @@ class PublishedEnv(gymnasium.Env):
             with seeded(self.seed, self.data.device):
                 for images, labels in itertools.islice(itertools.chain.from_iterable(epochs), steps):
                     with half_precision(images.device):
-                        loss = F.cross_entropy(network(images), labels)
+                        loss = F.cross_entropy(logits_of(network(images)), labels)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     optimizer.step()

@@ -39,15 +39,15 @@ from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, outputs, recover
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
-from rlprune.forward import accuracy, half_precision, seeded
+from rlprune.forward import accuracy, half_precision, logits_of, seeded
 from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
 from rlprune.networks import architecture_of, build
 from rlprune.own import OwnData
-from rlprune.peers.judged import check_loss, judged, without_criterion
+from rlprune.peers.judged import judged, without_criterion
 from rlprune.peers.lasso import Lasso
 from rlprune.result import PruningResult
-from rlprune.training import Training, fillable, one_epoch, sgd
+from rlprune.training import Training, check_loss, fillable, one_epoch, sgd
 
 
 def prunetrain(
@@ -180,7 +180,8 @@ class _Run:
         self._prepare()
         images, labels = next(self.data.augmented(self.batch_size, torch.Generator().manual_seed(seed), 1))
         with torch.no_grad(), masked(self.network.train(), (), ()), half_precision(images.device):
-            logits = self.network(images)  # of the first iteration; the statistics of batch norm stay as they were
+            # of the first iteration; the statistics of batch norm stay as they were
+            logits = logits_of(self.network(images))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=training.label_smoothing)
         self.strength = share / (1 - share) * float(loss) / float(self.lasso.norms().sum())
 

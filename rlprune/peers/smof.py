@@ -39,14 +39,14 @@ from rlprune.costs import Budget
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
-from rlprune.forward import accuracy, half_precision, seeded
+from rlprune.forward import accuracy, half_precision, logits_of, seeded
 from rlprune.groups import remaining
 from rlprune.masking import keep_top, rebuild, slim, widths
 from rlprune.own import OwnData
-from rlprune.peers.judged import check_loss, judged, without_criterion
+from rlprune.peers.judged import judged, without_criterion
 from rlprune.peers.rings import Scales, removable, without_rings
 from rlprune.result import PruningResult
-from rlprune.training import Training, sgd
+from rlprune.training import Training, check_loss, sgd
 
 FIRST = 0.1  # λ to begin with
 GAIN = 20.0  # by how many powers of e λ grows in the whole fading while the cost is e times the curve's
@@ -200,7 +200,7 @@ class _Run:
         self.network.train()
         weights = self.scales.weights(self.network) if fades else {}
         with half_precision(images.device):
-            logits = torch.func.functional_call(self.network, weights, (images,))
+            logits = logits_of(torch.func.functional_call(self.network, weights, (images,)))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.schedule.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         self.pull.zero_grad(set_to_none=True)
