@@ -127,8 +127,9 @@ def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = N
         history: one row per candidate: episode (from 1) and best (%); method and seed if there are several.
         outcomes: method → reward (%) of what it returned, for methods that leave no such rows.
     """
-    history, outcomes = identified(history).dropna(subset=["best", "episode"]), outcomes or {}
-    methods = sorted({*history["method"], *outcomes}, key=method_rank)
+    history, outcomes = identified(history).dropna(subset=["episode"]), outcomes or {}
+    searched = set(history.dropna(subset=["best"])["method"])
+    methods = sorted({*searched, *outcomes}, key=method_rank)
     dashes = dict(zip(methods, _DASHES * len(methods), strict=False))
     with style():
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
@@ -151,7 +152,7 @@ def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = N
                 half = stats.t.ppf(0.975, count - 1) * table.std(axis=1) / count**0.5
                 low, high = (mean - half, mean + half) if count >= FEW else (table.min(axis=1), table.max(axis=1))
                 axis.fill_between(table.index, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
-        finish(axis, "Best network within budget", reward_label(set(history["method"])), "Evaluations")
+        finish(axis, "Best network within budget", reward_label(searched), "Evaluations")
         axis.set_xlim(left=0)
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
