@@ -24,7 +24,7 @@ _HOME = {
     "Training": "training",
     "InputError": "errors",
 }
-_MODULES = {"costs", "data", "figures", "networks", "own", "peers", "stages", "training"}
+_MODULES = {"costs", "data", "figures", "importance", "networks", "own", "peers", "stages", "training"}
 
 __all__ = [*_HOME, *sorted(_MODULES)]
 

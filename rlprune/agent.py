@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from rlprune.errors import InputError
+from rlprune.forward import learning
 from rlprune.policy import (
     Critic,
     GaussianPolicy,
@@ -32,9 +33,8 @@ from rlprune.policy import (
     advantages,
     gaussian_kl,
     minibatches,
-    reported_costs,
-    vectorised,
 )
+from rlprune.vector import reported_costs, vectorised
 
 __all__ = ["LagrangianPPO", "PPOOptions"]
 
@@ -111,6 +111,7 @@ class LagrangianPPO:
         """The current λ, one per limit."""
         return self.multiplier.value.numpy().copy()
 
+    @learning
     def learn(
         self,
         total_steps: int,

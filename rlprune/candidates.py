@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.costs import Budget, Predictor, conditions
-from rlprune.errors import InputError, one_of
+from rlprune.errors import InputError, one_of, whole
 from rlprune.groups import FilterGroups
 from rlprune.importance import Sample, scores
 from rlprune.masking import keep_top, slim
@@ -88,6 +88,7 @@ class Candidates:
         self._values: dict[tuple[int, ...], dict[int, float]] = {}
         self._built: tuple[tuple[int, ...], nn.Module] | None = None
         measured = [budget.measurements(network, example_input) for budget in self.budgets]
+        self.steady = [min(values) == max(values) for values in measured]
         self.compare_with([statistics.median(values) for values in measured])
 
     def compare_with(self, unpruned: Sequence[float]) -> None:
@@ -129,11 +130,8 @@ class Candidates:
         if not len(self.groups):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.groups.skipped[:3])
             raise InputError(f"There is no filter to prune in this network{f' ({reasons})' if reasons else ''}.")
-        if self.minimum < 1 or self.multiple < 1:
-            raise InputError(
-                f"Every group must keep at least 1 filter and a multiple of at least 1, not minimum={self.minimum}, "
-                f"multiple={self.multiple}."
-            )
+        whole(self.minimum, "minimum, the filters that every group keeps,", 1)
+        whole(self.multiple, "multiple, of which every group keeps some,", 1)
 
     def _reachable(self) -> tuple[pd.DataFrame, list[int]]:
         """The table, and widths that meet all budgets; `InputError` if none are found."""
@@ -160,12 +158,16 @@ class Candidates:
             raise InputError(
                 f"The budget of {row.limit:,.6g} on {row.budget} cannot be met: the smallest that can be reached is "
                 f"{row.smallest:,.6g} (unpruned {row.unpruned:,.6g}; every group keeps {self.minimum} filter(s) or "
-                f"more{rounded}). Raise the limit."
+                f"more{rounded}{self._left_alone()}). Raise the limit."
             )
         if anchor is None:
             names = ", ".join(f"{row.budget} ≤ {row.limit:,.6g}" for row in table.itertuples())
             raise InputError(f"The budgets contradict each other: no widths meet {names} at once. Raise one of them.")
         return table, anchor
+
+    def _left_alone(self) -> str:
+        skipped = getattr(self.groups, "skipped", [])
+        return f"; {len(skipped)} layer(s) are left alone, such as {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
 
     def widths(self, shares: np.ndarray) -> list[int]:
         """Filters kept per group for these shares, rounded down to `multiple`, at least `minimum`."""

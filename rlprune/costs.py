@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from rlprune.errors import InputError, finite, one_of
 from rlprune.forward import evaluating, read_by
 from rlprune.groups import FilterGroups
-from rlprune.masking import carriers
+from rlprune.masking import carriers, rebuild
 
 Cost = Callable[[nn.Module, Tensor], float]
 
@@ -160,6 +160,8 @@ class Budget:
         Raises:
             InputError: the cost raises, or returns no finite number of at least 0.
         """
+        if self.cost not in COSTS.values():
+            network = rebuild(network, {})  # what a function of one's own does to it must not stay
         try:
             with _evaluation(network):
                 value = self.cost(network, example_input)
@@ -179,7 +181,8 @@ class Budget:
 def check_budgets(budgets: Sequence[Budget]) -> None:
     """Raise `InputError` unless these are several budgets, or one in a list."""
     if not isinstance(budgets, Sequence) or not all(isinstance(budget, Budget) for budget in budgets):
-        raise InputError(f"budgets must be a list of Budget, such as [Budget('parameters', 0.1)], not {budgets!r}.")
+        given = repr(budgets) if len(repr(budgets)) < 100 else type(budgets).__name__
+        raise InputError(f"budgets must be a list of Budget, such as [Budget('parameters', 0.1)], not {given}.")
 
 
 class Predictor:

@@ -27,6 +27,7 @@ from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.dependency.node import Node
 
 from rlprune.errors import InputError
+from rlprune.forward import evaluating
 from rlprune.masking import carriers, rebuild
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -102,7 +103,7 @@ def couple(network: nn.Module, example_input: Tensor, excluded: Container[str] =
             twin = rebuild(network, dict(leaves))
             for module in twin.modules():
                 module.register_forward_hook(lambda m, *_: order.update({m: order.get(m, len(order))}))
-            graph = _Graph().build_dependency(twin, example_input, run, verbose=False)
+            graph = _Graph().build_dependency(twin, _one(twin, example_input), run, verbose=False)
             names: dict[object, str] = {module: name for name, module in twin.named_modules()}
             names |= {parameter: name for name, parameter in twin.named_parameters()}
             places = _walk(graph, names, order)
@@ -127,6 +128,17 @@ def couple(network: nn.Module, example_input: Tensor, excluded: Container[str] =
     rank = {names[module]: position for module, position in order.items()}
     axes.sort(key=lambda axis: (rank[axis.module], axis.kind))
     return Coupling(axes, places.reasons, [names[module] for module in layers])
+
+
+def _one(network: nn.Module, example_input: Tensor) -> Tensor:
+    """The first of several inputs, if the network takes it alone: instance norm, for one, views images as channels."""
+    try:
+        with torch.no_grad(), evaluating(network):
+            alone = network(example_input[:1])
+        fits = isinstance(alone, Tensor) and alone.ndim == 2 and len(alone) == 1
+    except Exception:  # whatever the network's own code raises
+        fits = False
+    return example_input[:1] if fits else example_input
 
 
 def _output(network: nn.Module, example_input: Tensor) -> Tensor:

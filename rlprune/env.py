@@ -145,6 +145,13 @@ class PruningEnv(gymnasium.Env):
         Raises:
             InputError: budgets that cannot be met then.
         """
+        now = zip(self.candidates.budgets, self.candidates.steady, self.candidates.unpruned, strict=True)
+        for (budget, steady, cost), before in zip(now, state["unpruned"], strict=True):
+            if steady and cost != before:
+                raise InputError(
+                    f"The checkpoint is of a search in which the unpruned network's {budget.name} was {before:g}; now "
+                    f"it is {cost:g}: hand in the cost and the example input of that run, or delete the checkpoint."
+                )
         self.candidates.compare_with(state["unpruned"])
         self.limits = 100 * self.candidates.limits / self.candidates.unpruned
         self.start = np.array(state["start"]) if state["start"] is not None else None

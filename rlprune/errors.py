@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
 
 
 class InputError(ValueError):
@@ -20,6 +22,19 @@ def one_of(kind: str, name: object, known: Iterable[object]) -> None:
     known = list(known)
     if name not in known:
         raise InputError(f"Unknown {kind} {name!r}. Use one of: {', '.join(map(str, known))}.")
+
+
+def named(given: object, what: str) -> dict[str, Any]:
+    """Options by name, none for None; raise `InputError` for anything but a dict."""
+    if not isinstance(given, dict | None):
+        raise InputError(f"{what} must be a dict of options by name, not {type(given).__name__}.")
+    return given or {}
+
+
+def whole(value: object, what: str, least: int = 0) -> None:
+    """Raise `InputError` unless the value is a whole number of at least ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}.")
 
 
 def finite(value: object, what: str, least: float = float("-inf")) -> float:

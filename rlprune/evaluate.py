@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.data import Dataset
-from rlprune.errors import InputError, finite, one_of
+from rlprune.errors import InputError, finite, named, one_of
 from rlprune.forward import (
     accuracy,
     check_classes,
     evaluating,
     half_precision,
+    learning,
     logits_of,
     read_by,
     seeded,
@@ -120,7 +121,7 @@ def outputs(network: nn.Module, images: Tensor) -> Tensor:
 def options_of(given: dict[str, Any] | None) -> dict[str, Any]:
     """Options of `Evaluator` by name, an unknown one named."""
     known = list(inspect.signature(Evaluator).parameters)
-    for name in given or {}:
+    for name in named(given, "evaluation"):
         one_of("option of the evaluator", name, known[known.index("images") :])
     return given or {}
 
@@ -166,6 +167,8 @@ class Evaluator:
                 "The evaluator needs at least 1 image, a finetune_rate above 0 and no negative counts or ridge, not "
                 f"{images=}, {recalibration=}, {finetune_steps=}, {finetune_rate=}, {ridge=}."
             )
+        if not isinstance(data, Dataset | None):
+            raise InputError("The evaluator's data must be a Dataset: rlprune.own.dataset_of makes one.")
         if data is None and measure is None:
             raise InputError(
                 "There is nothing to judge pruned networks by: give data, or a function evaluate(network)."
@@ -234,6 +237,7 @@ class Evaluator:
             raise InputError(f"evaluate(network) failed with {type(error).__name__}: {error}") from error
         return finite(value, "evaluate(network)")
 
+    @learning
     def _finetune(self, network: nn.Module) -> None:
         """A few steps of SGD at a falling rate, the same batches for every candidate."""
         generator = torch.Generator().manual_seed(self.seed)

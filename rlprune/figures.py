@@ -5,6 +5,7 @@ global changes; a method has the same colour and marker in all of them. In a
 notebook a figure shows itself after ``%matplotlib inline``.
 """
 
+import io
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from rlprune.accuracies import accuracy_against, accuracy_by_method
+from rlprune.errors import InputError
 from rlprune.labels import (
     REPLAYED,
     cost_label,
@@ -107,13 +109,14 @@ class Live:
 
     def __call__(self, history: pd.DataFrame, limits: dict[str, float]) -> None:
         """Draw the curves so far in place of the last ones."""
-        from IPython.display import display  # only a notebook has it
+        from IPython.display import Image, display  # only a notebook has it
 
-        figure = search_curves(history, limits)
+        picture = io.BytesIO()  # a figure shows itself only after %matplotlib inline
+        search_curves(history, limits).savefig(picture, format="png", dpi=120)
         if self._shown is None:
-            self._shown = display(figure, display_id=True)
+            self._shown = display(Image(picture.getvalue()), display_id=True)
         else:
-            self._shown.update(figure)
+            self._shown.update(Image(picture.getvalue()))
 
 
 def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = None) -> Figure:
@@ -127,7 +130,11 @@ def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = N
         history: one row per candidate: episode (from 1) and best (%); method and seed if there are several.
         outcomes: method → reward (%) of what it returned, for methods that leave no such rows.
     """
+    if absent := [column for column in ("episode", "best") if column not in history]:
+        raise InputError(f"There is no progress in a history without {absent[0]!r}: give rewards as outcomes instead.")
     history, outcomes = identified(history).dropna(subset=["episode"]), outcomes or {}
+    if history.duplicated(["method", "seed", "episode"]).any():
+        raise InputError("Of some seed an episode comes twice: tell histories apart, history.assign(method=…, seed=…).")
     searched = set(history.dropna(subset=["best"])["method"])
     methods = sorted({*searched, *outcomes}, key=method_rank)
     dashes = dict(zip(methods, _DASHES * len(methods), strict=False))

@@ -52,8 +52,9 @@ def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
         )
     if found != run:
         raise InputError(
-            f"Checkpoint {path} belongs to another run (network, its weights, teacher, data, schedule or seed "
-            "differ): hand in what that run began with, delete it, or name another file."
+            f"Checkpoint {path} belongs to another run (network, its weights, teacher, data, budgets, options, "
+            "schedule or seed differ; a loader that shuffles gives other data each time): hand in what that run began "
+            "with, delete it, or name another file."
         )
     return state
 

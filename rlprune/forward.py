@@ -1,14 +1,17 @@
 """Passes through a network: its mode, the precision, how many images at a time and how they lie in memory."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rlprune.data import Dataset, Split
 from rlprune.errors import InputError
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 
 def half_precision(device: torch.device | str) -> contextlib.AbstractContextManager:
@@ -42,6 +45,17 @@ def seeded(seed: int, device: torch.device, state: Sequence[Tensor] = ()) -> Ite
         if cuda and state[1:]:
             torch.cuda.set_rng_state(state[1], device)
         yield
+
+
+def learning(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that learns does so wherever it is called, under ``torch.no_grad()``, too."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.enable_grad():
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 @contextlib.contextmanager
@@ -83,6 +97,8 @@ def suited(network: nn.Module, data: Dataset) -> Dataset:
     few = data.normalise(data.train.images[:2])
     if data.memory_format == torch.contiguous_format or not len(few):
         return data
+    if any(tensor.ndim == 5 for tensor in network.parameters()):  # 3-d convolutions have a format of their own
+        return data.contiguous()
     with evaluating(network), half_precision(data.device):
         try:
             network(few)
@@ -105,6 +121,8 @@ def check_classes(network: nn.Module, data: Dataset) -> None:
 
 def accuracy(network: nn.Module, data: Dataset, split: Split) -> float:
     """Percent of a split's images that the network classifies rightly, in evaluation mode."""
+    if not isinstance(data, Dataset):
+        raise InputError("An accuracy is of a split of a Dataset: rlprune.own.from_tensors makes one of tensors.")
     if not len(split):
         raise InputError("There is no image in this split to measure an accuracy on.")
     try:

@@ -22,9 +22,10 @@ from rlprune.candidates import Decision
 from rlprune.costs import Budget, Cost
 from rlprune.delivery import finish
 from rlprune.env import PruningEnv
-from rlprune.errors import InputError, one_of
+from rlprune.errors import InputError, one_of, whole
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.forward import learning
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
 from rlprune.importance import CRITERIA
@@ -139,6 +140,7 @@ class FrontEnv(PruningEnv):
         return observation
 
 
+@learning
 def pareto(
     network: nn.Module,
     example_input: Tensor,
@@ -169,11 +171,10 @@ def pareto(
         InputError: bad options, or a smallest budget that cannot be met.
     """
     points = sorted(set(points))
-    if len(points) < 2 or episodes < 1 or imagined < 0:
-        raise InputError(
-            "A front needs at least 2 different points, 1 episode and 0 imagined ones, not "
-            f"{len(points)}, {episodes} and {imagined}."
-        )
+    for name, value, least in (("episodes", episodes, 1), ("imagined", imagined, 0), ("seed", seed, 0)):
+        whole(value, name, least)
+    if len(points) < 2:
+        raise InputError(f"A front needs at least 2 different points, not {len(points)}.")
     one_of("criterion of a search for every budget", criterion, CRITERIA)  # gates are learned for one
     budgets = [Budget(cost, share) for share in points]  # says what is wrong with one
     start = time.perf_counter()

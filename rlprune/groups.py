@@ -22,6 +22,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from rlprune.coupling import LAYERS, OUTPUT, Axis, Coupling, couple
 from rlprune.errors import InputError
+from rlprune.forward import evaluating, seeded
+from rlprune.masking import rebuild
 from rlprune.verify import verified
 
 
@@ -127,6 +129,7 @@ def trace(network: nn.Module, example_input: Tensor, exclude: Iterable[str | typ
     """
     _check_example(network, example_input)
     _check_hooks(network)
+    _check_without_hooks(network, example_input)
     coupling = couple(network, example_input, _excluded(network, exclude))
     found, reasons = _grouped(network, coupling)
     found, refused = verified(network, example_input, found, coupling.layers) if found else ([], [])
@@ -239,6 +242,36 @@ def _check_hooks(network: nn.Module) -> None:
                 continue
             layer = f"layer {name!r}" if name else "network"
             raise InputError(f"A hook computes a weight of the {layer}, and pruned networks have no hooks: {remedy}.")
+
+
+def _check_without_hooks(network: nn.Module, example_input: Tensor) -> None:
+    """Raise `InputError` if forward hooks have a part in the output: a copy goes without them."""
+    if not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+        return
+    probe = example_input  # another than the hooks may have seen
+    if probe.is_floating_point():
+        probe = torch.rand(probe.shape, generator=torch.Generator().manual_seed(0)).to(probe)
+
+    def output(of: nn.Module) -> object:
+        with torch.no_grad(), evaluating(of), seeded(0, probe.device):
+            return of(probe)
+
+    try:
+        found = output(rebuild(network, {}))  # before the hooks leave anything that forward() reads
+    except Exception:  # whatever the network's code lacks then
+        found = None
+    try:
+        expected = output(network)
+    except Exception:  # said where the network is traced
+        return
+    same = not isinstance(expected, Tensor) or (
+        isinstance(found, Tensor) and torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+    )
+    if not same:
+        raise InputError(
+            "Without its forward hooks the network computes something else, and pruned networks have no hooks: do in "
+            "forward() what the hooks do."
+        )
 
 
 def remaining(groups: Sequence[FilterGroup], keeps: Sequence[Tensor]) -> list[FilterGroup]:

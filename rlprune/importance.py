@@ -116,7 +116,7 @@ def _gathered(
 def _per_filter(group: FilterGroup, part: Slice, values: Tensor) -> Tensor:
     """Values along an axis, averaged for each filter of the group, (size,)."""
     owned = len(part.index) // group.size
-    total = torch.zeros(group.size).index_add_(0, part.source, values.cpu()[part.index])
+    total = torch.zeros(group.size, dtype=values.dtype).index_add_(0, part.source, values.cpu()[part.index])
     return total / owned
 
 

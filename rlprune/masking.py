@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from rlprune.errors import InputError
 
@@ -25,6 +26,7 @@ _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 _NORM = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _NORM_TENSORS = {"weight": 0, "bias": 0, "running_mean": 0, "running_var": 0}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OWN = ("_parameters", "_buffers", "_modules")  # what a module is made of, beside what its code keeps
 
 
 def carriers(module: nn.Module, axis: str) -> tuple[dict[str, int], tuple[str, ...]] | None:
@@ -178,6 +180,10 @@ def rebuild(network: nn.Module, memo: dict[int, Any]) -> nn.Module:
             # most of the time of a copy would go into these, nearly always empty, dictionaries
             if name.startswith(_HOOKS) or ("_hooks" in name and isinstance(value, dict) and not value):
                 memo[id(value)] = type(value)()
+            elif isinstance(value, Tensor | list | tuple | dict) and name not in _OWN:
+                for leaf in tree_leaves(value):  # what the code has kept of a pass, which deepcopy refuses
+                    if isinstance(leaf, Tensor) and leaf.grad_fn is not None:
+                        memo.setdefault(id(leaf), leaf.detach().clone())
     return copy.deepcopy(network, memo)
 
 

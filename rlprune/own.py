@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,8 @@ def dataset_of(data: OwnData, example_input: Tensor, seed: int = 0) -> Dataset:
             f"The example input is {kind}, and images come to a network as float32: turn the network and the example "
             "input into float32 with .float()."
         )
+    if isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, np.ndarray) for part in data):
+        data = tuple(torch.from_numpy(part) for part in data)
     if isinstance(data, Dataset):
         dataset = data
     elif isinstance(data, str | Path):
@@ -121,6 +124,8 @@ def from_loader(
     wanted, more = MOST if most is None else most, False
     for batch in loader:
         fits = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+        if fits and (batch[0].ndim < 2 or batch[1].ndim < 1):
+            raise InputError("The data must come in batches, not image by image: hand over a DataLoader of it.")
         if not fits:
             raise InputError(f"The data must come in pairs of tensors (images, labels), not as {type(batch).__name__}.")
         if more := sum(map(len, images)) >= wanted:

@@ -22,6 +22,7 @@ SMALL = 7.5  # points; of numbers within a panel
 def save(figure: Figure, path_without_suffix: str | Path) -> None:
     """Write a figure as PNG (150 dots per inch) and SVG; the same figure gives the same bytes."""
     path = Path(path_without_suffix)
+    path = path.with_suffix("") if path.suffix in (".png", ".svg") else path  # given all the same
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "rlprune"}):
         figure.savefig(path.with_name(f"{path.name}.png"), dpi=150, metadata={"Software": None})

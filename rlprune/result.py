@@ -115,7 +115,10 @@ class PruningResult:
         ``torch.export.load(path).module()`` computes the logits in any process with torch, without rlprune.
         """
         batch = torch.export.Dim("batch")
-        program = torch.export.export(self.network.eval(), (self._example(),), dynamic_shapes=({0: batch},))
+        try:
+            program = torch.export.export(self.network.eval(), (self._example(),), dynamic_shapes=({0: batch},))
+        except Exception as error:  # whatever code of the network cannot be expressed
+            raise InputError(f"The network cannot be exported: {str(error).splitlines()[0]}") from error
         write_atomically(path, lambda partial: _save_program(program, partial))
         return Path(path)
 
@@ -123,7 +126,8 @@ class PruningResult:
         """Two random inputs; of one alone an exporter would take the batch size for a constant."""
         generator = torch.Generator().manual_seed(0)
         device = next(self.network.parameters()).device
-        return torch.randn(2, *self.input_shape, generator=generator).to(device)
+        kinds = [tensor.dtype for tensor in self.network.parameters() if tensor.is_floating_point()]
+        return torch.randn(2, *self.input_shape, generator=generator).to(device, kinds[0])
 
     def _compare(self, path: Path, example: Tensor) -> None:
         """Raise `InputError` if onnxruntime, where it is installed, computes something else."""
@@ -131,11 +135,14 @@ class PruningResult:
             import onnxruntime
         except ImportError:
             return
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+            logits = torch.from_numpy(session.run(None, {"images": example.cpu().numpy()})[0])
+        except Exception as error:  # onnxruntime's own kinds, of what it has not implemented
+            raise InputError(f"onnxruntime cannot run the file: {str(error).splitlines()[0]}") from error
         with torch.no_grad():
             # on the CPU as the file: a GPU rounds what goes into a convolution (TF32) by more than is looked for here
             expected = rebuild(self.network, {}).cpu()(example.cpu())
-        logits = torch.from_numpy(session.run(None, {"images": example.cpu().numpy()})[0])
         error = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not error <= 1e-4:
             raise InputError(f"The ONNX file computes something else than the network (relative error {error:.1e}).")

@@ -19,10 +19,10 @@ from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.env import PruningEnv
-from rlprune.errors import InputError, one_of
+from rlprune.errors import InputError, named, one_of, whole
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
-from rlprune.forward import evaluating
+from rlprune.forward import evaluating, learning
 from rlprune.gates import criterion_of, start_of
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
@@ -34,8 +34,10 @@ from rlprune.result import PruningResult
 from rlprune.training import Training, fit, trainable
 
 EPISODES_PER_UPDATE = 10
+SHOWN = 5  # layers that are left alone, of which the reason is printed
 
 
+@learning
 def prune(
     network: nn.Module,
     example_input: Tensor,
@@ -55,7 +57,7 @@ def prune(
     agent: dict[str, Any] | None = None,
     imagined: int = 100,
     begin: PruningResult | None = None,
-    finetune: Training | None = None,
+    finetune: Training | dict[str, Any] | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
     watch: Callable[[pd.DataFrame, dict[str, float]], None] | None = None,
@@ -71,8 +73,8 @@ def prune(
         episodes: pruned networks that the agent decides on, rounded up to whole updates of `EPISODES_PER_UPDATE`.
         action: see `rlprune.env.ACTIONS`.
         seed: of the agent, and of the division of data of one's own.
-        evaluate: slim network → number to be maximised, in place of the accuracy on
-            validation images. Without data, pruned networks are judged unrecovered.
+        evaluate: slim network → number to be maximised, in place of the accuracy on validation images. Without data,
+            pruned networks are judged unrecovered. What it does to the network, such as training, is lost.
         criterion: which filters of a group stay, see `rlprune.importance.scores`; "gates" learns it first
             (`rlprune.gates`), in the time of some hundred evaluations.
         fit_budget: how a decision is brought within budget, see `Candidates.fit`; None for "scale" where costs follow
@@ -89,11 +91,13 @@ def prune(
             `rlprune.imagination`; 0 for none, and none under budgets that must be measured.
         begin: a result of another search, of the same action space, ``start`` and number of budgets, on any network:
             the agent begins with what it learned there, model of the reward included.
-        finetune: a schedule to train the pruned network with; None leaves it recovered without training. What is said
-            of the reward stays that of before. Where training diverges, or brings the network over a budget whose cost
-            depends on the values of weights, it is returned as it was before, with a warning.
+        finetune: a schedule to train the pruned network with, or some of its values by name; None leaves it recovered
+            without training. What is said of the reward stays that of before. Where training diverges, or brings the
+            network over a budget whose cost depends on the values of weights, it is returned as it was before, with a
+            warning.
         checkpoint: a file written after every update of the agent. If it is there,
-            the search goes on from it and ends as if never stopped; it is left in place.
+            the search goes on from it and ends as if never stopped; it is left in place. It knows what it was made with
+            but for the code of functions, such as ``evaluate``, which must be the same.
         progress: print the budgets' table and show a bar.
         watch: called after every update with the history so far and the budgets in percent of the unpruned network's
             cost, by name; `rlprune.figures.Live` draws them while the search runs.
@@ -102,10 +106,9 @@ def prune(
         InputError: bad options; or budgets that cannot be met, before any search.
     """
     check_budgets(budgets)
-    if episodes < 1:
-        raise InputError(f"A search needs at least 1 episode, not {episodes}.")
-    if imagined < 0:
-        raise InputError(f"imagined must be at least 0, not {imagined}.")
+    for name, value, least in (("episodes", episodes, 1), ("imagined", imagined, 0), ("seed", seed, 0)):
+        whole(value, name, least)
+    finetune = Training.of(finetune) if isinstance(finetune, dict) else finetune
     if data is None and finetune is not None:
         raise InputError("Fine-tuning needs data: give data, or leave finetune out.")
     began = time.perf_counter()
@@ -114,6 +117,10 @@ def prune(
         fit_budget = "scale" if all(budget.predicted for budget in budgets) else "shrink"
     agent_options(agent)
     if begin is not None:
+        if not isinstance(begin, PruningResult):
+            raise InputError(
+                f"begin must be a result of prune(), not {type(begin).__name__}: rlprune.load() reads one."
+            )
         if begin.agent is None:
             raise InputError(f"There is no agent in a result of method {begin.method!r}: begin with prune()'s.")
         if (before := begin.agent.get("start", start)) != start:
@@ -140,6 +147,11 @@ def prune(
         multiple=multiple,
         start=start,
     )
+    if env.candidates.feasible(env.candidates.sizes.tolist()):
+        warnings.warn(
+            "The unpruned network is within every budget already: there is nothing to prune it for. Lower a limit.",
+            stacklevel=3,
+        )
     options = options_for(env, episodes, criterion, agent or {}, begun=begin is not None)
     rest = [_learned(begin), episodes, seed, criterion, fit_budget, start, minimum, multiple]
     rest += [action, evaluation, imagined, [group.name for group in groups], evaluate is not None]
@@ -151,6 +163,10 @@ def prune(
         env.restore(state["env"])
     if progress:
         print(env.candidates.table.to_string(index=False, float_format="{:,.6g}".format))
+        for name, reason in groups.skipped[:SHOWN]:
+            print(f"left alone: {name} ({reason})")
+        if len(groups.skipped) > SHOWN:
+            print(f"left alone: {len(groups.skipped) - SHOWN} more, see rlprune.trace(…).skipped")
     ppo = LagrangianPPO(env, env.limits.tolist(), seed=seed, options=options)
     if begin is not None:
         ppo.adopt(begin.agent)
@@ -273,7 +289,7 @@ def agent_options(given: dict[str, Any] | None, **own: Any) -> PPOOptions:
     Raises:
         InputError: an unknown or senseless option.
     """
-    for name in given or {}:
+    for name in named(given, "agent"):
         one_of("option of the agent", name, PPOOptions.__dataclass_fields__)
     options = PPOOptions(**{"whole_episodes": True, **own, **(given or {})})
     if not options.whole_episodes:

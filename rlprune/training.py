@@ -26,7 +26,7 @@ from tqdm import tqdm
 from rlprune.data import Dataset
 from rlprune.errors import InputError
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
-from rlprune.forward import accuracy, check_classes, evaluating, half_precision, logits_of, seeded, suited
+from rlprune.forward import accuracy, check_classes, evaluating, half_precision, learning, logits_of, seeded, suited
 from rlprune.lessons import Answer, Lessons
 
 
@@ -97,6 +97,7 @@ class Training:
         return cls(**values)
 
 
+@learning
 def fit(
     network: nn.Module,
     data: Dataset,
@@ -129,6 +130,8 @@ def fit(
         InputError: a checkpoint that is cut off or of another run, a lesson that is, too few images for one batch, or
             training that diverges.
     """
+    if not isinstance(data, Dataset):
+        raise InputError("The data to train on must be a Dataset: rlprune.own.from_tensors makes one of tensors.")
     network.to(data.device)
     trainable(network, data, training)
     teacher = teacher if training.distillation > 0 else None

@@ -138,7 +138,10 @@ def _disagreement(trial: _Trial, groups: list[FilterGroup]) -> str | None:
                 expected = trial.network(trial.images)
             error = (small(trial.images) - expected).abs().max() / expected.abs().max()
         except Exception as failure:  # whatever the network's code raises at other widths
-            return f"without some of its filters the network fails ({first_line(failure)})"
+            return (
+                f"without some of its filters the network fails ({first_line(failure)}); code such as view(-1, 400) "
+                "fixes their number, where flatten(1) does not"
+            )
         if not error <= trial.tolerance:
             return "the network without its filters and with them masked differ"
         # a branch may run in training only

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rlprune import Budget, PruningEnv, costs, pareto, prune, trace
+from rlprune import Budget, PruningEnv, costs, pareto, peers, prune, trace
 from rlprune.candidates import COLUMNS, Candidates
 from rlprune.errors import InputError
 from rlprune.masking import slim
@@ -89,8 +89,11 @@ def test_no_history_has_a_column_twice():
     how = {"episodes": 2, "evaluate": lambda pruned: 0.0, "progress": False}
     found = prune(NETWORK, EXAMPLE, [Budget("macs", 0.5), Budget(depth, 0.5)], **how).history
     front = pareto(NETWORK, EXAMPLE, "macs", points=(0.4, 0.5), **how).history
+    images = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+    more = {"rounds": 1, "steps": 1, "batch_size": 8, "progress": False}
+    gates = peers.prunenet(NETWORK, EXAMPLE, [Budget("macs", 0.5)], images, **more).history
     costs_of = {"macs", "depth", "lambda_macs", "lambda_depth"}
-    assert (set(found) | set(front)) - costs_of == set(COLUMNS)
+    assert (set(found) | set(front) | set(gates)) - costs_of == set(COLUMNS)
 
 
 def test_a_network_without_filters_to_prune_is_refused():

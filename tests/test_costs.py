@@ -162,6 +162,15 @@ def test_a_cost_that_returns_nonsense_is_named(value):
         Budget(odd, 0.5).measure(nn.Identity(), IMAGES)
 
 
+def test_what_a_cost_of_ones_own_does_to_the_network_does_not_stay():
+    def halved(network, example_input):
+        return sum(tensor.nbytes for tensor in network.half().state_dict().values())
+
+    network = nn.Linear(4, 2)
+    assert Budget(halved, 0.5).measure(network, torch.zeros(1, 4)) == 2 * (4 * 2 + 2)
+    assert network.weight.dtype == torch.float32
+
+
 def test_a_cost_that_raises_is_named():
     def broken(network, example_input):
         assert not network.training

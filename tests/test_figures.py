@@ -560,6 +560,8 @@ def test_live_curves_are_drawn_in_place(monkeypatch):
         shown.append(figure)
         return Handle()
 
+    drawn, curves = [], figures.search_curves
+    monkeypatch.setattr(figures, "search_curves", lambda *given: drawn.append(curves(*given)) or drawn[-1])
     monkeypatch.setattr(IPython.display, "display", display)
     live, history = figures.Live(), episodes(["layerwise"], (0,), ["parameters"], count=6)
     live(history.head(2).drop(columns=["method", "seed"]), {"parameters": 10.0})
@@ -567,7 +569,22 @@ def test_live_curves_are_drawn_in_place(monkeypatch):
         live(history.head(count), {"parameters": 10.0})
     assert len(shown) == 1
     assert len(updates) == 2
-    assert [max(line.get_xdata().max() for line in f.axes[0].lines) for f in updates] == [4 * 8, 6 * 8]
+    # as a picture, which shows itself in any notebook
+    assert all(each.data.startswith(b"\x89PNG") for each in (*shown, *updates))
+    assert [max(line.get_xdata().max() for line in f.axes[0].lines) for f in drawn[1:]] == [4 * 8, 6 * 8]
+
+
+def test_histories_that_cannot_be_told_apart_are_named():
+    history = episodes(["layerwise"], (0,), ["parameters"])
+    with pytest.raises(InputError, match="comes twice: tell histories apart"):
+        figures.search_progress(pd.concat([history, history]))
+    with pytest.raises(InputError, match="no progress in a history without 'episode'"):
+        figures.search_progress(pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0]}))
+
+
+def test_a_figure_named_with_its_suffix_is_saved_under_that_name(tmp_path):
+    figures.save(figures.search_progress(episodes(["layerwise"], (0,), ["parameters"])), tmp_path / "a.png")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "a.svg"]
 
 
 def test_margins_are_taken_seed_by_seed_and_told_from_the_spread(tmp_path):

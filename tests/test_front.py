@@ -170,8 +170,12 @@ def test_environment_keeps_gymnasiums_rules_and_says_its_budget(trained, digits)
 
 
 def test_bad_input_is_named(trained, digits):
-    for changes in ({"points": (0.1, 0.1)}, {"episodes": 0}, {"imagined": -1}):
-        with pytest.raises(InputError, match="at least 2 different points, 1 episode and 0 imagined"):
+    for changes, words in [
+        ({"points": (0.1, 0.1)}, "at least 2 different points"),
+        ({"episodes": 0}, "episodes must be a whole number of at least 1"),
+        ({"imagined": -1}, "imagined must be a whole number of at least 0"),
+    ]:
+        with pytest.raises(InputError, match=words):
             search(trained, digits, **changes)
     with pytest.raises(InputError, match="share above 0 and at most 1"):
         search(trained, digits, points=(0.1, 2.0))

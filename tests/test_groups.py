@@ -426,6 +426,48 @@ def test_a_weight_that_a_hook_computes_is_refused(hook, remedy):
         trace(network, IMAGES, exclude=["conv"])
 
 
+@pytest.mark.parametrize("reads", ["its output", "what it kept"])
+def test_a_hook_that_changes_what_is_computed_is_refused(reads):
+    layers = {"conv": nn.Conv2d(3, 8, 3), "last": nn.Linear(8, 2)}
+    network = Small(lambda self, x: self.last(pooled(self.conv(x))), **layers)
+    if reads == "its output":
+        network.conv.register_forward_hook(lambda module, inputs, output: 3 * output)
+    else:
+        kept = {}
+        network._run = lambda self, x: (self.conv(x), self.last(pooled(kept["made"])))[1]
+        network.conv.register_forward_hook(lambda module, inputs, output: kept.update(made=output) or None)
+    with pytest.raises(InputError, match="Without its forward hooks|The network cannot process"):
+        trace(network, torch.rand(2, 3, 32, 32))
+
+
+def test_a_hook_that_only_looks_on_is_none_of_our_business():
+    seen = []
+    network = Small(lambda self, x: self.last(pooled(self.conv(x))), conv=nn.Conv2d(3, 8, 3), last=nn.Linear(8, 2))
+    network.conv.register_forward_hook(lambda module, inputs, output: seen.append(output.shape) or None)
+    assert [group.name for group in trace(network, IMAGES)] == ["conv"]
+    assert len(network.conv._forward_hooks) == 1
+
+
+def test_a_network_that_keeps_what_it_made_is_traced_after_its_training():
+    def run(self, x):
+        self.made = self.conv(x)  # as code for attention maps and auxiliary losses does
+        self.all = {"maps": [self.made]}
+        return self.last(pooled(self.made))
+
+    network = Small(run, conv=nn.Conv2d(3, 8, 3), last=nn.Linear(8, 2))
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
+    groups = trace(network, IMAGES)
+    assert [group.name for group in groups] == ["conv"]
+    assert slim(network, groups, [torch.arange(8) < 3]).conv.out_channels == 3
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_instance_norm_whatever_the_batch(count):
+    norms = [nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 6, 3)]
+    network = nn.Sequential(*norms, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    assert [group.name for group in trace(network, torch.rand(count, 3, 16, 16))] == ["0", "3"]
+
+
 def test_a_device_without_float64_is_refused(monkeypatch):
     def empty(*size, dtype, device):
         raise TypeError("no float64 here")

@@ -353,7 +353,7 @@ def test_bad_input_is_named(trained, digits):
     for wrong in ({"epochs": 0}, {"pace": 1.0}, {"threshold": 0.0}, {"learning_rate": 0.0}, {"near": 2.0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             run(**wrong)
-    with pytest.raises(InputError, match="The loss is nan in epoch 1: lower learning_rate"):
+    with pytest.raises(InputError, match="Training has diverged .loss nan in epoch 1.: lower learning_rate"):
         run(epochs=1, learning_rate=1e12, evaluation=SMALL)
     bare = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     with pytest.raises(InputError, match=r"exclude=\['0'\]"):

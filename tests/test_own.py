@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rlprune import own
 from rlprune.errors import InputError
+from rlprune.forward import accuracy
 from rlprune.own import dataset_of, from_folder, from_loader, from_tensors
+from rlprune.training import Training, fit
 
 EXAMPLE = torch.zeros(1, 3, 16, 12)
 
@@ -147,3 +149,18 @@ def test_a_crop_as_large_as_the_images_is_refused(crop):
 def test_test_images_of_another_kind_are_refused(test):
     with pytest.raises(InputError, match="test images are .* and the others float32"):
         from_tensors(torch.zeros(8, 3, 16, 12), torch.zeros(8).long(), test=(test, torch.zeros(2).long()))
+
+
+def test_numpy_arrays_and_images_one_by_one():
+    images, labels = pair()
+    given = dataset_of((images.numpy(), labels.numpy()), EXAMPLE)
+    assert torch.equal(given.train.images, dataset_of((images, labels), EXAMPLE).train.images)
+    with pytest.raises(InputError, match="in batches, not image by image"):
+        dataset_of(list(zip(images, labels, strict=True)), EXAMPLE)
+
+
+def test_functions_that_want_a_dataset_say_so():
+    images, network = pair(dtype=torch.float32), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(576, 4))
+    for call in (lambda: fit(network, images, Training()), lambda: accuracy(network, images, images)):
+        with pytest.raises(InputError, match="Dataset: rlprune.own.from_tensors makes one"):
+            call()

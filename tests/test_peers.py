@@ -196,3 +196,10 @@ def test_a_network_that_views_is_pruned(method, viewing, digits):
     assert result.costs["parameters"]["share"] <= 0.5
     assert 0 <= result.reward <= 100
     result.network(digits.example)
+
+
+@pytest.mark.parametrize("name", peers.__all__)
+def test_an_argument_that_a_method_does_not_take_is_named(name, trained, digits):
+    budgets = [Budget("parameters", 0.3)]
+    with pytest.raises(InputError, match="Unknown option of this method 'finetune'. Use one of: evaluate"):
+        getattr(peers, name)(trained, digits.example, budgets, digits, progress=False, finetune=1)

@@ -345,7 +345,7 @@ def test_bad_input_is_named(trained, digits):
         pruned(trained, digits, training={"epoch": 3})
     with pytest.raises(InputError, match="which no average can follow: average=0"):
         pruned(trained, digits, training={**SHORT, "average": 0.9})
-    with pytest.raises(InputError, match="The loss is nan in epoch 1: lower learning_rate"):
+    with pytest.raises(InputError, match="Training has diverged .loss nan in epoch 1.: lower learning_rate"):
         pruned(trained, digits, training={**SHORT, "learning_rate": 1e12})
     with pytest.raises(InputError, match="do not fill one batch of 5000"):
         pruned(trained, digits, training=Training(batch_size=5000))

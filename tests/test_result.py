@@ -175,3 +175,20 @@ from rlprune import load, networks
 load({str(tmp_path)!r}, networks.VGG([16, "M", 32, "M", 32, 32, "M"]))
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_what_cannot_be_exported_is_told_in_a_sentence(tmp_path):
+    layers = [torch.nn.Conv2d(3, 8, 3, padding="same", dilation=2), torch.nn.ReLU(), torch.nn.Conv2d(8, 6, 3)]
+    network = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(6, 2))
+    found = peers.uniform(network.eval(), torch.zeros(1, 3, 8, 8), [Budget("macs", 0.6)], evaluate=lambda n: 1.0)
+    with pytest.raises(InputError) as error:
+        found.export_onnx(tmp_path / "a.onnx")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_in_double_precision_is_exported(found, tmp_path):
+    double = dataclasses.replace(found, network=copy.deepcopy(found.network).double())
+    program = torch.export.load(double.export_program(tmp_path / "a.pt2")).module()
+    example = torch.zeros(3, *found.input_shape, dtype=torch.float64)
+    assert torch.allclose(program(example), double.network(example))

@@ -131,8 +131,20 @@ def test_budget_out_of_reach_is_refused_before_the_search(trained, digits):
 
 
 def test_bad_options(trained, digits):
-    with pytest.raises(InputError, match="at least 1 episode"):
+    with pytest.raises(InputError, match="episodes must be a whole number of at least 1"):
         search(trained, digits, episodes=0)
+    for wrong, words in [
+        ({"episodes": "50"}, "episodes must be a whole number of at least 1"),
+        ({"seed": None}, "seed must be a whole number"),
+        ({"minimum": "4"}, "minimum, .* must be a whole number of at least 1"),
+        ({"multiple": 2.5}, "multiple, .* must be a whole number of at least 1, not 2.5"),
+        ({"agent": 5}, "agent must be a dict"),
+        ({"evaluation": 5}, "evaluation must be a dict"),
+        ({"begin": "foo"}, "begin must be a result"),
+        ({"finetune": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            search(trained, digits, **wrong)
     with pytest.raises(InputError, match="leave whole_episodes True"):
         search(trained, digits, agent={"whole_episodes": False})
     with pytest.raises(InputError, match="Unknown way to fit"):
@@ -331,6 +343,38 @@ def test_a_checkpoint_is_of_one_example_and_one_judge(trained, digits, tmp_path)
     prune(trained, digits.example, budgets, digits, evaluate=lambda network: 0.0, **how)
     with pytest.raises(InputError, match="belongs to another run"):
         prune(trained, digits.example, budgets, digits, **how)
+
+
+def test_a_checkpoint_is_of_one_cost(trained, digits, tmp_path):
+    def cost(scale):
+        return Budget(lambda network, x: scale * sum(p.numel() for p in network.parameters()), 0.5, name="weights")
+
+    how = {"episodes": 2, "evaluate": lambda network: 0.0, "checkpoint": tmp_path / "search.pt", "progress": False}
+    prune(trained, digits.example, [cost(1)], **how)
+    with pytest.raises(InputError, match="in which the unpruned network's weights was"):
+        prune(trained, digits.example, [cost(4)], **how)
+
+
+def test_a_network_within_budget_already_is_told_of(trained, digits):
+    with pytest.warns(UserWarning, match="within every budget already"):
+        prune(trained, digits.example, [Budget("parameters", 1.0)], evaluate=lambda n: 0.0, episodes=2, progress=False)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_search_learns_where_gradients_are_off(mode, found, trained, digits):
+    with mode():
+        again = search(trained, digits, episodes=10, finetune={"epochs": 1, "batch_size": 64})
+    pd.testing.assert_frame_equal(deterministic(again.history.head(10)), deterministic(found.history.head(10)))
+
+
+def test_layers_left_alone_are_named_with_the_table_and_the_budget(capsys):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Unflatten(1, (8, 36)), nn.Flatten())
+    network.extend([nn.Linear(288, 16), nn.ReLU(), nn.Linear(16, 10)]).eval()
+    how = {"evaluate": lambda network: 0.0, "episodes": 2}
+    prune(network, torch.rand(2, 3, 8, 8), [Budget("parameters", 0.5)], **how)
+    assert "left alone: 0 (" in capsys.readouterr().out
+    with pytest.raises(InputError, match="cannot be met.* left alone, such as 0: "):
+        prune(network, torch.rand(2, 3, 8, 8), [Budget("parameters", 0.01)], **how)
 
 
 def test_a_noisy_cost_is_measured_again_before_a_network_is_accepted(trained, digits, monkeypatch):

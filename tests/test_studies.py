@@ -408,7 +408,11 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("ablation", {"changes": {"x": {"action": "filterwize"}}}, "Unknown action 'filterwize'"),
         ("ablation", {"changes": {"x": {"fit_budget": "wal"}}}, "Unknown fit_budget 'wal'"),
         ("ablation", {"changes": {"x": {"agent": {"lr": 1}}}}, "Unknown option of the agent 'lr'"),
-        ("ablation", {"changes": {"x": {"agent": {"gamma": "x"}}}}, "agent of 'x' of studies.ablation .* wrong kind"),
+        (
+            "ablation",
+            {"changes": {"x": {"agent": {"gamma": "x"}}}},
+            "agent of 'x' of studies.ablation.*: gamma must be a number",
+        ),
         ("ablation", {"changes": {"x": {"imagined": -1}}}, "imagined of 'x' .* whole number of at least 0, not -1"),
         ("ablation", {"budgets": {"parameters": [0.1, 0.2]}}, "limit of the budget on parameters"),
         ("ablation", {"episodes": "many"}, "episodes in params.yaml must be a whole number of at least 1, not 'many'"),

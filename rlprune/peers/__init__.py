@@ -1,4 +1,8 @@
-"""Methods to compare with, all with the signature of `rlprune.prune`."""
+"""Methods to compare with.
+
+All take a network, an example input, budgets, data, seed, evaluate, criterion, minimum, multiple, exclude, evaluation
+and progress as `rlprune.prune` does, `random` and `evolution` also its episodes; each says what else it takes.
+"""
 
 from rlprune.peers.blind import evolution, random
 from rlprune.peers.genetic import genetic

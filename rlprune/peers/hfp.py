@@ -39,7 +39,7 @@ from rlprune.data import Dataset
 from rlprune.delivery import delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
-from rlprune.forward import accuracy, half_precision, logits_of, seeded
+from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
 from rlprune.importance import scores
 from rlprune.masking import carriers, keep_top, rebuild, slim
 from rlprune.own import OwnData
@@ -54,6 +54,7 @@ FINE = 0.02  # of the mean |γ|: how far the most pulled group moves in a step o
 MOMENTUM, DECAY = 0.9, 5e-4  # of the weights, as in `rlprune.training.Training`
 
 
+@learning
 def hfp(
     network: nn.Module,
     example_input: Tensor,

@@ -1,5 +1,6 @@
 """What every method is given: candidates within budget, and their judge."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from rlprune.candidates import Candidates
 from rlprune.costs import Budget, check_budgets
+from rlprune.errors import one_of
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.gates import criterion_of
 from rlprune.groups import trace
@@ -25,8 +27,18 @@ def judged(
     multiple: int = 1,
     exclude: Sequence[str | type[nn.Module]] = (),
     evaluation: dict[str, Any] | None = None,
+    progress: bool = True,
+    **others: Any,
 ) -> tuple[Candidates, Evaluator]:
-    """Candidates and evaluator, the same for every method; see `rlprune.prune` for the arguments."""
+    """Candidates and evaluator, the same for every method; see `rlprune.prune` for the arguments.
+
+    A method that decides at once has no ``progress`` to show, and takes it as all others do.
+
+    Raises:
+        InputError: an argument that the method does not take.
+    """
+    for name in others:
+        one_of("option of this method", name, list(inspect.signature(judged).parameters)[5:-1])
     check_budgets(budgets)
     groups = trace(network, example_input, exclude)
     images = dataset_of(data, example_input, seed) if data is not None else None

@@ -16,12 +16,14 @@ from rlprune.candidates import Decision
 from rlprune.costs import Budget
 from rlprune.delivery import finish
 from rlprune.errors import InputError
+from rlprune.forward import learning
 from rlprune.gates import BATCH, IMAGES, RATE, ROUNDS, STEPS, Gates
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged, without_criterion
 from rlprune.result import PruningResult
 
 
+@learning
 def prunenet(
     network: nn.Module,
     example_input: Tensor,

@@ -39,7 +39,7 @@ from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, outputs, recover
 from rlprune.files import read_checkpoint, weights_hash, write_atomically
-from rlprune.forward import accuracy, half_precision, logits_of, seeded
+from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
 from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
 from rlprune.networks import architecture_of, build
@@ -50,6 +50,7 @@ from rlprune.result import PruningResult
 from rlprune.training import Training, check_loss, fillable, one_epoch, sgd
 
 
+@learning
 def prunetrain(
     network: nn.Module,
     example_input: Tensor,

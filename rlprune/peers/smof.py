@@ -39,7 +39,7 @@ from rlprune.costs import Budget
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
-from rlprune.forward import accuracy, half_precision, logits_of, seeded
+from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
 from rlprune.groups import remaining
 from rlprune.masking import keep_top, rebuild, slim, widths
 from rlprune.own import OwnData
@@ -58,6 +58,7 @@ FADED = 0.05  # a scale below this has faded, as far as the history is concerned
 MARGIN = 0.95  # of a limit on a cost that is not the same twice, lest the network be refused when measured again
 
 
+@learning
 def smof(
     network: nn.Module,
     example_input: Tensor,

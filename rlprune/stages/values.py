@@ -131,10 +131,8 @@ def check_arguments(given: dict[str, Any], whose: str) -> None:
                 one_of("option of the agent", option, list(PPOOptions.__dataclass_fields__))
             try:
                 PPOOptions(**value)
-            except TypeError as error:  # a value that cannot be compared with a number
-                raise InputError(
-                    f"agent of {whose} holds a value of the wrong kind ({error}): see rlprune.agent.PPOOptions."
-                ) from error
+            except InputError as error:
+                raise InputError(f"agent of {whose}: {error}") from error
         elif key == "options":
             for method, options in value.items():
                 if options is not None:
