@@ -362,8 +362,10 @@ def test_a_network_within_budget_already_is_told_of(trained, digits):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_search_learns_where_gradients_are_off(mode, found, trained, digits):
+    example, budgets = digits.example, [Budget(costs.parameters, 0.1)]
+    how = {"episodes": 10, "evaluation": SMALL, "progress": False, "finetune": {"epochs": 1, "batch_size": 64}}
     with mode():
-        again = search(trained, digits, episodes=10, finetune={"epochs": 1, "batch_size": 64})
+        again = prune(trained, example, budgets, digits, **how)
     pd.testing.assert_frame_equal(deterministic(again.history.head(10)), deterministic(found.history.head(10)))
 
 
