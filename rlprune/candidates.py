@@ -130,8 +130,8 @@ class Candidates:
         if not len(self.groups):
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.groups.skipped[:3])
             raise InputError(f"There is no filter to prune in this network{f' ({reasons})' if reasons else ''}.")
-        whole(self.minimum, "minimum, the filters that every group keeps,", 1)
-        whole(self.multiple, "multiple, of which every group keeps some,", 1)
+        whole(self.minimum, "minimum", 1)
+        whole(self.multiple, "multiple", 1)
 
     def _reachable(self) -> tuple[pd.DataFrame, list[int]]:
         """The table, and widths that meet all budgets; `InputError` if none are found."""

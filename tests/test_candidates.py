@@ -70,8 +70,8 @@ def test_budgets_that_contradict_each_other_are_refused():
     [
         ([], {}, "There is no budget"),
         ([Budget("macs", 0.1), Budget("macs", 50, relative=False)], {}, "Two budgets are named 'macs'"),
-        ([Budget("macs", 0.5)], {"minimum": 0}, "not minimum=0"),
-        ([Budget("macs", 0.5)], {"multiple": 0}, "multiple=0"),
+        ([Budget("macs", 0.5)], {"minimum": 0}, "minimum must be a whole number of at least 1, not 0"),
+        ([Budget("macs", 0.5)], {"multiple": 0}, "multiple must be a whole number of at least 1, not 0"),
         ([Budget(lambda n, x: 0.0, 0.5, name="free")], {}, "free is 0 already"),
         ([Budget(depth, 0.5, name="seconds")], {}, "named 'seconds', as another column .* give it another name with"),
         ([Budget(depth, 0.5, name="budget")], {}, "named 'budget', as another column"),
