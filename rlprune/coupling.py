@@ -26,7 +26,7 @@ from torch_pruning._helpers import _HybridIndex
 from torch_pruning.dependency.dependency import Dependency
 from torch_pruning.dependency.node import Node
 
-from rlprune.errors import InputError
+from rlprune.errors import InputError, first_line
 from rlprune.forward import evaluating
 from rlprune.masking import carriers, rebuild
 
@@ -297,7 +297,7 @@ def _reason(graph: _Graph, node: Node, side: str, places: np.ndarray, names: dic
         if tensor not in module._parameters and tensor not in module._buffers:
             return f"the {tensor} of {names[module]} is computed from other parameters"
     if places.max() >= getattr(module, attributes[0]):
-        return f"{names[module]} does not take its filters one by one"
+        return f"code in front of {names[module]} moves its filters to another dimension"
     return None
 
 
@@ -347,8 +347,3 @@ def _tie(places: _Places, names: dict[object, str]) -> set[nn.Module]:
 
 def _is_depthwise(conv: nn.Module) -> bool:
     return conv.groups == conv.in_channels == conv.out_channels
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its kind."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

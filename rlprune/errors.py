@@ -47,3 +47,8 @@ def finite(value: object, what: str, least: float = float("-inf")) -> float:
         bound = "" if math.isinf(least) else f" of at least {least:g}"
         raise InputError(f"{what} must return a finite number{bound}, not {value!r}.")
     return number
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.data import Dataset, Split
-from rlprune.errors import InputError
+from rlprune.errors import InputError, first_line, one_of
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -17,9 +18,13 @@ P, R = ParamSpec("P"), TypeVar("R")
 def half_precision(device: torch.device | str) -> contextlib.AbstractContextManager:
     """bfloat16 autocast where the hardware multiplies it natively, else nothing.
 
-    On a CPU without such instructions bfloat16 is emulated and slower than float32.
+    On a CPU without such instructions bfloat16 is emulated and slower than float32. ``RLPRUNE_PRECISION=float32`` in
+    the environment says that a network's code cannot do with bfloat16.
     """
     device = torch.device(device)
+    if given := os.environ.get("RLPRUNE_PRECISION"):
+        one_of("RLPRUNE_PRECISION", given, ["float32"])
+        return contextlib.nullcontext()
     native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
     return torch.autocast(device.type, torch.bfloat16) if native else contextlib.nullcontext()
 
@@ -93,17 +98,29 @@ def suited(network: nn.Module, data: Dataset) -> Dataset:
     """The data in a memory format that the network can take: channels-last, which is faster, if it can.
 
     Code such as ``x.view(len(x), -1)`` runs only where channel lies after channel.
+
+    Raises:
+        InputError: it can take neither.
     """
     few = data.normalise(data.train.images[:2])
     if data.memory_format == torch.contiguous_format or not len(few):
         return data
     if any(tensor.ndim == 5 for tensor in network.parameters()):  # 3-d convolutions have a format of their own
         return data.contiguous()
-    with evaluating(network), half_precision(data.device):
+    half = half_precision(data.device)
+    with evaluating(network), half:
         try:
             network(few)
-        except RuntimeError:
-            network(few.contiguous())  # if this fails as well, it says why
+        except Exception:  # whatever the network's own code raises
+            try:
+                network(few.contiguous())
+            except Exception as error:
+                remedy = (
+                    "; RLPRUNE_PRECISION=float32 in the environment keeps it from bfloat16"
+                    if isinstance(half, torch.autocast)
+                    else ""
+                )
+                raise InputError(f"The network cannot process the images: {first_line(error)}{remedy}.") from error
             return data.contiguous()
     return data
 

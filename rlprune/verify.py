@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rlprune.coupling import LAYERS, first_line
-from rlprune.errors import InputError
+from rlprune.coupling import LAYERS
+from rlprune.errors import InputError, first_line
 from rlprune.forward import seeded
 from rlprune.masking import keep_top, masked, rebuild, slim
 

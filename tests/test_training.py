@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlprune import files, networks, training
+from rlprune import files, forward, networks, training
 from rlprune.errors import InputError
 from rlprune.files import weights_hash
 from rlprune.forward import accuracy
@@ -399,3 +399,23 @@ def test_a_network_that_views_is_trained_and_judged(viewing, digits):
     before = accuracy(network, digits, digits.test)
     assert 0 < before <= 100
     assert accuracy(network, digits.contiguous(), digits.contiguous().test) == before
+
+
+def test_code_that_cannot_do_with_bfloat16_has_a_way_out(digits, monkeypatch):
+    class Float(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+        def forward(self, images):
+            made = self.conv(images).mean((2, 3))
+            return self.last(torch.zeros(len(made), 4).index_add_(1, torch.arange(4), made))  # of one kind only
+
+    monkeypatch.setattr(forward, "_cpu_has_bfloat16", lambda: True)
+    with pytest.raises(InputError, match="RLPRUNE_PRECISION=float32 in the environment keeps it from bfloat16"):
+        fit(Float(), digits, dataclasses.replace(SCHEDULE, epochs=1), progress=None)
+    monkeypatch.setenv("RLPRUNE_PRECISION", "float32")
+    assert len(fit(Float(), digits, dataclasses.replace(SCHEDULE, epochs=1), progress=None)) == 1
+    monkeypatch.setenv("RLPRUNE_PRECISION", "int8")
+    with pytest.raises(InputError, match="Unknown RLPRUNE_PRECISION 'int8'"):
+        fit(Float(), digits, SCHEDULE, progress=None)
