@@ -196,5 +196,5 @@ def test_measured_budgets_are_searched_without_a_model(trained, digits):
 
 
 def test_bad_counts_are_named(trained, digits):
-    with pytest.raises(InputError, match="imagined must be at least 0, not -1"):
+    with pytest.raises(InputError, match="imagined must be a whole number of at least 0, not -1"):
         prune(trained, digits.example, [Budget("macs", 0.5)], evaluate=wanted, imagined=-1)
