@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from rlprune.errors import InputError
+from rlprune.errors import InputError, first_line, whole
 from rlprune.forward import learning
 from rlprune.policy import (
     Critic,
@@ -34,7 +34,7 @@ from rlprune.policy import (
     gaussian_kl,
     minibatches,
 )
-from rlprune.vector import reported_costs, vectorised
+from rlprune.vector import check_finite, reported_costs, vectorised
 
 __all__ = ["LagrangianPPO", "PPOOptions"]
 
@@ -79,15 +79,9 @@ class LagrangianPPO:
         self.limits = np.asarray(limits, dtype=np.float64)
         if self.limits.ndim != 1 or len(self.limits) == 0 or not np.isfinite(self.limits).all():
             raise InputError(f"limits must be a list of one finite number per cost, not {limits!r}.")
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise InputError(f"seed must be a whole number of at least 0, not {seed!r}.")
+        whole(seed, "seed")
         actions, count = int(np.prod(box.shape)), len(self.limits)
-        try:
-            first = np.asarray(0.0 if o.initial_action is None else o.initial_action, dtype=np.float64).reshape(-1)
-        except (TypeError, ValueError):
-            first = np.array([math.nan])
-        if len(first) not in (1, actions) or not np.isfinite(first).all():
-            raise InputError(f"initial_action must be a number or {actions} numbers, not {o.initial_action!r}.")
+        first = o.first_action(actions)
 
         self.env, self.seed = env, int(seed)
         self._bounds = [torch.as_tensor(bound.reshape(-1), dtype=torch.float32) for bound in (box.low, box.high)]
@@ -128,8 +122,7 @@ class LagrangianPPO:
         Raises:
             InputError: the environment reports no cost, or a wrong one, or episodes that `whole_episodes` forbids.
         """
-        if total_steps < 1:
-            raise InputError(f"total_steps must be at least 1, not {total_steps}.")
+        whole(total_steps, "total_steps", 1)
         goal = self.steps + total_steps
         with tqdm(total=total_steps, desc="learn", unit="step", disable=not progress) as bar:
             while self.steps < goal:
@@ -224,8 +217,7 @@ class LagrangianPPO:
         ended: list[np.ndarray] = []
         done = False
         while not done:
-            if not np.isfinite(self._observation).all():
-                raise InputError(f"The environment returned NaN or infinity: observation {self._observation}.")
+            check_finite(self._observation)
             self.observation_scale.update(torch.as_tensor(self._observation))
             seen = self._normalised(self._observation)
             mean = self.policy.mean(seen)
@@ -239,8 +231,7 @@ class LagrangianPPO:
             for i in np.flatnonzero(over):  # ``observation`` is the next episode's first already
                 following[i] = infos["final_obs"][i]
             cost = reported_costs(infos, over, len(self.limits))
-            if not (np.isfinite(reward).all() and np.isfinite(following).all()):
-                raise InputError(f"The environment returned NaN or infinity: reward {reward}, observation {following}.")
+            check_finite(following, reward)
             self._discounted = o.gamma * self._discounted + reward
             self._totals += np.column_stack([reward, cost])
             row = (seen, self._normalised(following), action, reward, cost, terminated, over, self._discounted, clipped)
@@ -333,7 +324,7 @@ class LagrangianPPO:
             for name, part in parts.items():
                 part.load_state_dict(state[name])
         except (RuntimeError, KeyError, ValueError) as error:
-            raise InputError(f"This is no complete state of an agent: {str(error).splitlines()[0]}") from error
+            raise InputError(f"This is no complete state of an agent: {first_line(error)}.") from error
         vars(self).update(parts)
         self.generator.set_state(state["generator"])
         self.prediction_generator.set_state(state["prediction_generator"])

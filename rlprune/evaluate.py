@@ -11,7 +11,7 @@ again, by least squares, brings it back.
 
 import inspect
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain, count, islice
 from math import inf
 from typing import Any
 
@@ -244,15 +244,11 @@ class Evaluator:
         optimizer = torch.optim.SGD(network.parameters(), lr=self.finetune_rate, momentum=0.9)
         batch_size = min(128, len(self.data.train))
         network.train()
-        steps = epoch = 0
-        while steps < self.finetune_steps:
-            batches = self.data.augmented(batch_size, generator, epoch)
-            epoch += 1
-            for images, labels in islice(batches, self.finetune_steps - steps):
-                with half_precision(images.device):
-                    loss = F.cross_entropy(logits_of(network(images)), labels)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.param_groups[0]["lr"] = self.finetune_rate * (1 - steps / self.finetune_steps)
-                optimizer.step()
-                steps += 1
+        epochs = (self.data.augmented(batch_size, generator, epoch) for epoch in count())
+        for step, (images, labels) in enumerate(islice(chain.from_iterable(epochs), self.finetune_steps)):
+            with half_precision(images.device):
+                loss = F.cross_entropy(logits_of(network(images)), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = self.finetune_rate * (1 - step / self.finetune_steps)
+            optimizer.step()

@@ -92,14 +92,31 @@ class PPOOptions:
                 if not _number(value := getattr(self, name), low, high, whole):
                     kind = "a whole number" if whole else "a number"
                     raise InputError(f"{name} must be {kind} from {low:g} to {high:g}, not {value!r}.")
-        for name, low, whole, counts in [("hidden", 1, True, range(100)), ("pid_gains", 0, False, [3])]:
-            values = getattr(self, name)
-            sound = isinstance(values, (tuple, list)) and len(values) in counts
-            if not sound or not all(_number(value, low, math.inf, whole) for value in values):
-                raise InputError(
-                    "hidden needs whole widths of at least 1 and pid_gains three numbers of at least 0, not "
-                    f"{self.hidden!r} and {self.pid_gains!r}."
-                )
+        sequences = isinstance(self.hidden, tuple | list) and isinstance(self.pid_gains, tuple | list)
+        if not (
+            sequences
+            and all(_number(width, 1, math.inf, whole=True) for width in self.hidden)
+            and len(self.pid_gains) == 3
+            and all(_number(gain, 0, math.inf, whole=False) for gain in self.pid_gains)
+        ):
+            raise InputError(
+                "hidden needs whole widths of at least 1 and pid_gains three numbers of at least 0, not "
+                f"{self.hidden!r} and {self.pid_gains!r}."
+            )
+
+    def first_action(self, actions: int) -> np.ndarray:
+        """The mean action before any learning, (1,) or (actions,).
+
+        Raises:
+            InputError: `initial_action` is neither a number nor one per action.
+        """
+        try:
+            first = np.asarray(0.0 if self.initial_action is None else self.initial_action, np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            first = np.array([math.nan])
+        if len(first) not in (1, actions) or not np.isfinite(first).all():
+            raise InputError(f"initial_action must be a number or {actions} numbers, not {self.initial_action!r}.")
+        return first
 
 
 def _number(value: object, low: float, high: float, whole: bool) -> bool:

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from rlprune.errors import InputError
+from rlprune.errors import InputError, first_line
 from rlprune.files import load_weights, read_json, read_tensors, save_weights, write_atomically, write_json
 from rlprune.masking import memory_format, rebuild
 from rlprune.networks import build
@@ -103,7 +103,7 @@ class PruningResult:
                         dynamo=False,  # the newer exporter needs a further package and does the same here
                     )
             except Exception as error:  # whatever an operator without an ONNX form leads to
-                raise InputError(f"The network cannot be written as ONNX: {str(error).splitlines()[0]}.") from error
+                raise InputError(f"The network cannot be written as ONNX: {first_line(error)}.") from error
             self._compare(partial, example)
 
         write_atomically(path, write)
@@ -118,7 +118,7 @@ class PruningResult:
         try:
             program = torch.export.export(self.network.eval(), (self._example(),), dynamic_shapes=({0: batch},))
         except Exception as error:  # whatever code of the network cannot be expressed
-            raise InputError(f"The network cannot be exported: {str(error).splitlines()[0]}") from error
+            raise InputError(f"The network cannot be exported: {first_line(error)}.") from error
         write_atomically(path, lambda partial: _save_program(program, partial))
         return Path(path)
 
@@ -139,7 +139,7 @@ class PruningResult:
             session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
             logits = torch.from_numpy(session.run(None, {"images": example.cpu().numpy()})[0])
         except Exception as error:  # onnxruntime's own kinds, of what it has not implemented
-            raise InputError(f"onnxruntime cannot run the file: {str(error).splitlines()[0]}") from error
+            raise InputError(f"onnxruntime cannot run the file: {first_line(error)}.") from error
         with torch.no_grad():
             # on the CPU as the file: a GPU rounds what goes into a convolution (TF32) by more than is looked for here
             expected = rebuild(self.network, {}).cpu()(example.cpu())

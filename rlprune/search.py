@@ -224,21 +224,18 @@ def _finetuned(
     except InputError as error:  # it has diverged; the rest was looked at before the search
         fault = str(error)
     result.network.to(memory_format=memory_format(network)).eval()  # as before; training has another format
+    # what varies from one measurement to the next depends on the widths, which are the same
+    steady = [name for name, cost in result.costs.items() if cost["low"] == cost["high"]]
+    measured = env.candidates.measured(result.network) if not fault else {}
+    costs = {name: cost for name, cost in measured.items() if name in steady}
+    over = [name for name, cost in costs.items() if cost["value"] > cost["limit"]]
+    if over:
+        values = [cost[over[0]]["value"] for cost in (result.costs, costs)]
+        fault = f"Fine-tuning took {over[0]} from {values[0]:g} to {values[1]:g}, over its limit of "
+        fault += f"{costs[over[0]]['limit']:g}."
     if fault:
         result.network.load_state_dict(before)
         warnings.warn(f"{fault} What is returned is the network before fine-tuning.", stacklevel=3)
-        return
-    # what varies from one measurement to the next depends on the widths, which are the same
-    steady = [name for name, cost in result.costs.items() if cost["low"] == cost["high"]]
-    costs = {name: cost for name, cost in env.candidates.measured(result.network).items() if name in steady}
-    over = [name for name, cost in costs.items() if cost["value"] > cost["limit"]]
-    if over:
-        result.network.load_state_dict(before)
-        warnings.warn(
-            f"Fine-tuning took {over[0]} from {result.costs[over[0]]['value']:g} to {costs[over[0]]['value']:g}, over "
-            f"its limit of {costs[over[0]]['limit']:g}: what is returned is the network before fine-tuning.",
-            stacklevel=3,
-        )
     else:
         result.costs |= costs
 

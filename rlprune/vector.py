@@ -56,3 +56,10 @@ def reported_costs(infos: dict[str, Any], over: np.ndarray, count: int) -> np.nd
             raise InputError(f'info["cost"] must be finite, not {cost.tolist()}.')
         rows.append(cost)
     return np.stack(rows)
+
+
+def check_finite(observation: np.ndarray, reward: np.ndarray | None = None) -> None:
+    """Raise `InputError` for NaN or infinity in what an environment returned."""
+    if not (np.isfinite(observation).all() and (reward is None or np.isfinite(reward).all())):
+        more = f", reward {reward}" if reward is not None else ""
+        raise InputError(f"The environment returned NaN or infinity: observation {observation}{more}.")

@@ -106,12 +106,12 @@ def check_arguments(given: dict[str, Any], whose: str) -> None:
         given: values by argument; ``options`` hold those of methods by name.
         whose: they are, in words.
     """
-    from rlprune.agent import PPOOptions  # here, as a stage that only draws does not wait for torch
-    from rlprune.candidates import FITS, STARTS
+    from rlprune.candidates import FITS, STARTS  # here, as a stage that only draws does not wait for torch
     from rlprune.env import ACTIONS
     from rlprune.evaluate import options_of
     from rlprune.gates import GATES
     from rlprune.importance import CRITERIA
+    from rlprune.search import agent_options
     from rlprune.training import Training
 
     known = {"action": ACTIONS, "criterion": [*CRITERIA, GATES], "fit_budget": FITS, "start": STARTS}
@@ -127,10 +127,8 @@ def check_arguments(given: dict[str, Any], whose: str) -> None:
         elif key == "training":
             Training.of(value)
         elif key == "agent":
-            for option in value:
-                one_of("option of the agent", option, list(PPOOptions.__dataclass_fields__))
             try:
-                PPOOptions(**value)
+                agent_options(value)
             except InputError as error:
                 raise InputError(f"agent of {whose}: {error}") from error
         elif key == "options":
