@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +21,7 @@ from rlprune.figures import (
     widths,
 )
 from rlprune.margins import agents_margins, extras, spreads
+from rlprune.parts import joined
 from rlprune.published import EPOCHS, beside
 from rlprune.tables import COUNTED, limits, load_results, page, results_table
 
@@ -36,6 +37,7 @@ def report(
     folder: str | Path,
     results: str | Path = "results",
     notes: Sequence[str] = (),
+    parts: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Write the table and every figure of some experiments: results.csv, results.md, margins.csv and, as PNG and SVG,
     accuracy_against_<cost>, curves_, progress_ and widths_<experiment>, and training_<baseline>. Where there are many
@@ -43,7 +45,8 @@ def report(
 
     All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
     Figures of an earlier report go; files that no report writes stay. Curves and progress of an experiment in which
-    no method has episodes are left out. ``notes`` are lines for the head of the page.
+    no method has episodes are left out. ``notes`` are lines for the head of the page; ``parts`` are experiments that
+    belong to others, see `rlprune.parts.joined`.
 
     Returns:
         the table; see `results_table`.
@@ -51,7 +54,7 @@ def report(
     Raises:
         InputError: a result file is missing or broken; see `load_results`.
     """  # noqa: D205
-    loaded = load_results(suite, experiments, results)
+    loaded = joined(load_results(suite, experiments, results), parts or {})
     table = results_table(loaded)
     epochs = {name: stage.metrics.get("training", {}).get("epochs", 0) for name, stage in loaded.finetunes.items()}
     trained = table[table["experiment"].map(epochs) >= EPOCHS]  # not only as far as tells methods apart

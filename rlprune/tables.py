@@ -33,11 +33,12 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One result: the content of metrics.json, the rows of history.csv, and the folder of both."""
+    """One result: the content of metrics.json, the rows of history.csv, the folder of both, and what it is made of."""
 
     metrics: dict[str, Any]
     history: pd.DataFrame
     folder: Path
+    parts: "tuple[Stage, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def page(
 ) -> str:
     """The report as Markdown: where numbers come from, ``notes``, the table, ``more``, the figures among ``files``."""
     stages = [*results.baselines.values(), *results.searches.values(), *results.finetunes.values()]
-    heads = [stage.metrics for stage in stages]
+    heads = [part.metrics for stage in stages for part in stage.parts or (stage,)]
     images = ("train_images", "validation_images", "test_images")
     splits = [" / ".join(f"{h[i]:,}" for i in images) if all(i in h for i in images) else "unknown" for h in heads]
     data = [

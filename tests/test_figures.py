@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from rlprune import accuracies, figures, labels, margins, plotting, published, reports, tables
+from rlprune import accuracies, figures, labels, margins, parts, plotting, published, reports, tables
 from rlprune.errors import InputError
 
 LAYERS = {f"features.{3 * i}": size for i, size in enumerate([64, 128, 256, 256, 512, 512, 512, 512])}
@@ -606,6 +606,42 @@ def test_margins_are_taken_seed_by_seed_and_told_from_the_spread(tmp_path):
     two = make(tmp_path, "two", methods=("layerwise", "uniform"), seeds=(0, 1))  # which agree by chance
     lines = margins.spreads(margins.agents_margins(load(tmp_path, two)))
     assert "| Uniform widths | +2.00 ± 0.00 |" in lines
+
+
+def test_parts_of_an_experiment_stand_in_one_table(tmp_path):
+    whole = make(tmp_path, methods=("layerwise", "uniform"), seeds=(0,))
+    seeds = make(tmp_path, "more_seeds", methods=("layerwise", "uniform"), seeds=(1, 2))
+    methods = make(tmp_path, "more_methods", methods=("smof",), seeds=(0,))
+    file = tmp_path / "quick" / methods / "search" / "metrics.json"
+    file.write_text(file.read_text().replace("AMD EPYC, 2 threads", "another machine"))
+    both = {seeds: whole, methods: whole}
+    reports.report("quick", [seeds, whole, methods], tmp_path / "reports", tmp_path, parts=both)
+    table = pd.read_csv(tmp_path / "reports/results.csv").set_index("method")
+    assert table["experiment"].tolist() == [whole] * 3
+    assert table["seeds"].to_dict() == {"layerwise": "0, 1, 2", "smof": "0", "uniform": "0, 1, 2"}
+    assert table.loc["layerwise", "accuracy"] == 99  # the mean of 98, 99 and 100
+    margin = pd.read_csv(tmp_path / "reports/margins.csv").set_index(["quantity", "other"])
+    assert margin.loc[("accuracy", "uniform"), ["difference", "seeds"]].tolist() == [2, 3]
+    assert "another machine" in (tmp_path / "reports/results.md").read_text()
+    assert not list((tmp_path / "reports").glob(f"*{seeds}*"))  # a part has no figures of its own
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [({"seeds": (0,)}, "both hold layerwise with seed 0"), ({"seeds": (1,), "limit": 0.2}, "differ in 'budgets'")],
+)
+def test_parts_that_do_not_fit_together_are_refused(tmp_path, change, fault):
+    whole, part = make(tmp_path), make(tmp_path, "part", **change)
+    with pytest.raises(InputError, match=f"part/search and .*{whole}/search are parts of one experiment and {fault}"):
+        parts.joined(load(tmp_path, whole, part), {part: whole})
+
+
+def test_parts_may_lack_settings_that_came_later(tmp_path):
+    whole, part = make(tmp_path), make(tmp_path, "part", seeds=(1,))
+    for name, training in {whole: {"epochs": 4}, part: {"epochs": 4, "average": 0.0}}.items():
+        file = tmp_path / "quick" / name / "finetune" / "metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"training": training}))
+    assert list(parts.joined(load(tmp_path, whole, part), {part: whole}).finetunes) == [whole]
 
 
 def test_a_finetuning_of_another_search_is_refused(tmp_path):

@@ -167,6 +167,18 @@ def test_bad_entry_is_one_sentence_before_any_work(tmp_path, change, fault):
         check.run(tmp_path)
 
 
+@pytest.mark.parametrize("whole", ["nothing", "more"])
+def test_a_part_belongs_to_an_experiment_of_its_suite(tmp_path, whole):
+    params = json.loads(json.dumps(TINY))
+    params["comparisons"]["more"] = {**params["comparisons"]["all"], "seeds": [0], "part_of": "all"}
+    write(tmp_path, params)
+    assert "2 experiments are in order" in check.run(tmp_path)
+    params["comparisons"]["more"]["part_of"] = whole
+    write(tmp_path, params)
+    with pytest.raises(InputError, match=rf"experiments.more.part_of in params.yaml must name .* not '{whole}'"):
+        check.run(tmp_path)
+
+
 def test_a_peer_has_its_place_among_comparisons(tmp_path):
     params = json.loads(json.dumps(TINY))
     params["experiments"] = {"other": params["comparisons"].pop("all")}

@@ -18,6 +18,7 @@ def run(root: str | Path | None = None) -> str:
     here = project(root)
     for name in here.params.get("suites") or {}:
         here.entry("suites", name)
+        here.parts(name)
     for name in here.params.get("datasets") or {}:
         one_of("dataset", name, DATASETS)
         here.entry("datasets", name)

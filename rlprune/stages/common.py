@@ -28,7 +28,7 @@ REQUIRED = {
 OPTIONAL = {
     "suites": {"baseline"},
     "baselines": {"training"},
-    "experiments": {"baseline_seed", "search", "training"},
+    "experiments": {"baseline_seed", "search", "training", "part_of"},
     "studies": {
         "baseline_seed",
         "candidates",
@@ -105,6 +105,22 @@ class Project:
     def baseline_seed(self, name: str, seed: int) -> int:
         """The seed of the baseline that an experiment prunes with this seed: the same, unless the entry says one."""
         return self.entry("experiments", name).get("baseline_seed", seed)
+
+    def parts(self, suite: str) -> dict[str, str]:
+        """Experiments of a suite that are parts of others, and of which.
+
+        Raises:
+            InputError: a part of something that is no experiment of the suite, or is itself a part.
+        """
+        members = {name: self.entry("experiments", name) for name in self.members(suite)}
+        found = {name: entry["part_of"] for name, entry in members.items() if "part_of" in entry}
+        for name, whole in found.items():
+            if whole not in members or whole in found:
+                raise InputError(
+                    f"experiments.{name}.part_of in params.yaml must name an experiment of suite {suite!r} that is no "
+                    f"part itself, not {whole!r}."
+                )
+        return found
 
     def members(self, suite: str) -> list[str]:
         """Names of the experiments of a suite."""

@@ -7,6 +7,7 @@ import pandas as pd
 
 from rlprune import claims, figures
 from rlprune.errors import InputError
+from rlprune.parts import joined
 from rlprune.reports import renewed, report
 from rlprune.stages.common import Project, project
 from rlprune.studies import report as report_studies
@@ -41,7 +42,8 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
         for name in members
         if name not in made
     ]
-    return report(suite, made or members, here.root / "reports" / suite, here.root / "results", absent)
+    where = here.root / "reports" / suite, here.root / "results"
+    return report(suite, made or members, *where, absent, here.parts(suite))
 
 
 def _made(here: Project, suite: str) -> list[str]:
@@ -51,7 +53,7 @@ def _made(here: Project, suite: str) -> list[str]:
 
 def _paper(here: Project) -> pd.DataFrame:
     loaded = {
-        suite: load_results(suite, made, here.root / "results")
+        suite: joined(load_results(suite, made, here.root / "results"), here.parts(suite))
         for suite in ("cifar10", "published")
         if suite in (here.params.get("suites") or {}) and (made := _made(here, suite))
     }

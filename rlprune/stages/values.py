@@ -65,6 +65,7 @@ ENTRIES: dict[str, dict[str, Rule]] = {
         "baseline_seed": _SEED,
         "seeds": _SEEDS,
         "methods": _NAMES,
+        "part_of": _TEXT,
     },
     "studies": {
         "budgets": _FILLED,
