@@ -81,7 +81,20 @@ def save_weights(network: nn.Module, path: Path, half: bool = False) -> None:
         for name, tensor in state.items():
             if not torch.isfinite(tensor).all():
                 raise InputError(f"{name} holds values too large for half precision: save with half=False.")
-    write_atomically(path, lambda partial: torch.save(state, partial))
+    save_tensors(state, path)
+
+
+def save_tensors(state: object, path: str | Path) -> None:
+    """Have `torch.save` write tensors, numbers and text; the same content makes the same file.
+
+    Given a path and no open file, torch would write its name into the file, here one with the process's number.
+    """
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

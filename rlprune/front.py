@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from rlprune.agent import LagrangianPPO
@@ -24,7 +23,7 @@ from rlprune.delivery import finish
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError, one_of, whole
 from rlprune.evaluate import Evaluator, options_of
-from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.files import read_checkpoint, save_tensors, weights_hash, write_atomically
 from rlprune.forward import learning
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
@@ -222,7 +221,7 @@ def pareto(
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
                 state |= {"found": [vars(decision) for decision in found], "drawn": env.drawn, "env": env.state()}
                 state["seconds"] = time.perf_counter() - start
-                write_atomically(path, lambda file, state=state: torch.save(state, file))
+                save_tensors(state, path)
         for share in points:
             for actions in proposals(env, ppo, model if practises else None, share):
                 env.reset(options={"share": share})

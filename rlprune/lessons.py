@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from rlprune.data import Dataset
-from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.files import read_checkpoint, save_tensors, weights_hash
 
 Answer = Callable[[Tensor], Tensor]
 
@@ -66,4 +65,4 @@ class Lessons:
 
         yield answer
         state = {"run": self.run, "answers": [said.cpu() for said in answers]}
-        write_atomically(path, lambda partial: torch.save(state, partial))
+        save_tensors(state, path)

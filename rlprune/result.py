@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from rlprune.errors import InputError, first_line
-from rlprune.files import load_weights, read_json, read_tensors, save_weights, write_atomically, write_json
+from rlprune.files import (
+    load_weights,
+    read_json,
+    read_tensors,
+    save_tensors,
+    save_weights,
+    write_atomically,
+    write_json,
+)
 from rlprune.masking import memory_format, rebuild
 from rlprune.networks import build
 
@@ -74,7 +82,7 @@ class PruningResult:
         }
         write_atomically(folder / "history.csv", lambda path: self.history.to_csv(path, index=False))
         if self.agent is not None:
-            write_atomically(folder / "agent.pt", lambda path: torch.save(self.agent, path))
+            save_tensors(self.agent, folder / "agent.pt")
         else:
             (folder / "agent.pt").unlink(missing_ok=True)  # another result's
         write_json(folder / "pruning.json", description)

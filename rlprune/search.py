@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from rlprune.agent import LagrangianPPO, PPOOptions
@@ -21,7 +20,7 @@ from rlprune.delivery import finish
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError, named, one_of, whole
 from rlprune.evaluate import Evaluator, options_of
-from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.files import read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import evaluating, learning
 from rlprune.gates import criterion_of, start_of
 from rlprune.groups import trace
@@ -193,7 +192,7 @@ def prune(
             if path is not None:
                 state = {"run": run, "agent": ppo.state_dict(), **log.state(), "model": model.state()}
                 state |= {"env": env.state(), "seconds": time.perf_counter() - began}
-                write_atomically(path, lambda file, state=state: torch.save(state, file))
+                save_tensors(state, path)
     if not log.best:
         raise InputError(
             f"None of {len(log.rows)} networks met the budget: use fit_budget='shrink', or search for longer."

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from rlprune.data import Dataset
 from rlprune.errors import InputError
-from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.files import read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import accuracy, check_classes, evaluating, half_precision, learning, logits_of, seeded, suited
 from rlprune.lessons import Answer, Lessons
 
@@ -202,7 +202,7 @@ def fit(
                     state["random"].append(torch.cuda.get_rng_state(data.device))
                 if averaged is not None:
                     state["averaged"] = averaged.state_dict()
-                write_atomically(path, lambda file, state=state: torch.save(state, file))
+                save_tensors(state, path)
     if averaged is not None:
         network.load_state_dict(averaged.module.state_dict())
     network.eval()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -23,6 +24,14 @@ def uniform(network, example, data, share=0.2):
 @pytest.fixture(scope="module")
 def found(_trained, digits):
     return uniform(_trained, digits.example, digits)
+
+
+def test_another_process_writes_the_same_bytes(tmp_path, found, monkeypatch):
+    found.save(tmp_path / "one")
+    monkeypatch.setattr(os, "getpid", lambda: 12345678)
+    found.save(tmp_path / "two")
+    for file in ("weights.pt", "pruning.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ from rlprune.data import Dataset
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator, outputs, recover
-from rlprune.files import read_checkpoint, weights_hash, write_atomically
+from rlprune.files import read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
 from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
@@ -142,7 +142,7 @@ def prunetrain(
                     run.grow()
                 if path is not None:
                     state = {"run": which, **run.state(), "seconds": time.perf_counter() - start}
-                    write_atomically(path, lambda file, state=state: torch.save(state, file))
+                    save_tensors(state, path)
     seconds = time.perf_counter() - start
     return delivered(candidates, evaluator, run.network, run.alive, run.history, seconds, "prunetrain")
 
