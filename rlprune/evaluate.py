@@ -12,14 +12,13 @@ again, by least squares, brings it back.
 import inspect
 from collections.abc import Callable
 from itertools import chain, count, islice
-from math import inf, log2
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlprune.costs import macs
 from rlprune.data import Dataset
 from rlprune.errors import InputError, finite, named, one_of
 from rlprune.forward import (
@@ -143,9 +142,6 @@ class Evaluator:
         ridge: see `recover`; 0 for batch norm alone.
         finetune_steps: steps of SGD between recalibration and measurement.
         finetune_rate: their learning rate, to begin with.
-        capacity: points that every halving of the MACs takes off the accuracy. Of two networks that have recovered
-            equally far, training makes more of the one that computes more; under a budget on parameters alone the
-            accuracy before training does not tell.
         seed: of the fine-tuning batches and of dropout, the same for every candidate.
 
     Attributes:
@@ -164,15 +160,12 @@ class Evaluator:
         ridge: float = 0.1,
         finetune_steps: int = 0,
         finetune_rate: float = 0.003,
-        capacity: float = 0.0,
         seed: int = 0,
     ) -> None:
-        counts = images >= 1 and recalibration >= 0 and finetune_steps >= 0
-        if not counts or not (0 <= ridge < inf and 0 < finetune_rate < inf and 0 <= capacity < inf):
+        if images < 1 or recalibration < 0 or finetune_steps < 0 or not 0 <= ridge < inf or not 0 < finetune_rate < inf:
             raise InputError(
-                "The evaluator needs at least 1 image, a finetune_rate above 0 and no negative counts, ridge or "
-                f"capacity, not {images=}, {recalibration=}, {finetune_steps=}, {finetune_rate=}, {ridge=}, "
-                f"{capacity=}."
+                "The evaluator needs at least 1 image, a finetune_rate above 0 and no negative counts or ridge, not "
+                f"{images=}, {recalibration=}, {finetune_steps=}, {finetune_rate=}, {ridge=}."
             )
         if not isinstance(data, Dataset | None):
             raise InputError("The evaluator's data must be a Dataset: rlprune.own.dataset_of makes one.")
@@ -185,13 +178,12 @@ class Evaluator:
         data = suited(network, data) if data is not None else None
         self.network, self.groups, self.data, self.measure = network, groups, data, measure
         self.finetune_steps, self.finetune_rate, self.seed = finetune_steps, finetune_rate, seed
-        self.ridge, self.capacity = ridge, capacity
+        self.ridge = ridge
         self.calibration = self.target = self.sample = None
         if data is not None:
             self.split = data.validation[slice(0, images)]
             if measure is None:
                 check_classes(network, data)
-                self.unpruned_macs = macs(network, data.example) if capacity else None
             if recalibration and (most := min(recalibration, len(data.train))) < 2:
                 raise InputError(f"Recovery needs at least 2 training images, not {most}; recalibration=0 needs none.")
             if recalibration:
@@ -224,7 +216,7 @@ class Evaluator:
             recover(network, self.calibration)
 
     def __call__(self, masks: list[Tensor]) -> float:
-        """Accuracy in percent, less what ``capacity`` takes off; or what ``measure`` returns.
+        """Accuracy in percent, or what ``measure`` returns.
 
         Raises:
             InputError: ``measure`` raises, or returns no finite number.
@@ -238,8 +230,7 @@ class Evaluator:
     def judge(self, network: nn.Module) -> float:
         """The reward of a network as it is; raises as calling does."""
         if self.measure is None:
-            lost = self.capacity and self.capacity * log2(self.unpruned_macs / macs(network, self.data.example))
-            return accuracy(network, self.data, self.split) - lost
+            return accuracy(network, self.data, self.split)
         try:
             value = self.measure(network)
         except Exception as error:  # whatever the caller's own code raises

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
-from rlprune import costs, evaluate, masking, trace
+from rlprune import evaluate, masking, trace
 from rlprune.errors import InputError
 
 
@@ -158,18 +158,6 @@ def test_finetune_steps_raise_the_reward_and_repeat_themselves(digits, trained, 
     assert evaluate.Evaluator(trained, groups, digits, finetune_steps=20)(masks) == tuned
 
 
-def test_capacity_takes_points_off_for_every_halving_of_the_macs(digits, trained, example):
-    groups = trace(trained, example)
-    masks = masks_of(groups, 0.4)
-    plain = evaluate.Evaluator(trained, groups, digits)
-    wanting = evaluate.Evaluator(trained, groups, digits, capacity=3.0)
-    halvings = np.log2(costs.macs(trained, example) / costs.macs(plain.candidate(masks), example))
-    assert halvings > 1
-    assert wanting(masks) == pytest.approx(plain(masks) - 3 * halvings)
-    whole = [torch.ones(group.size, dtype=torch.bool) for group in groups]
-    assert wanting(whole) == plain(whole)
-
-
 def test_the_seed_decides_dropout_in_finetuning_steps_too(digits, trained, example):
     network = nn.Sequential(trained, nn.Dropout(0.5)).eval()
     groups = trace(network, example)
@@ -192,8 +180,6 @@ def test_a_frozen_network_cannot_be_finetuned(digits, trained, example):
 def test_bad_options(digits, trained, example):
     with pytest.raises(InputError, match="at least 1 image"):
         evaluate.Evaluator(trained, trace(trained, example), digits, images=0)
-    with pytest.raises(InputError, match="no negative counts, ridge or capacity, not .*capacity=-1"):
-        evaluate.Evaluator(trained, trace(trained, example), digits, capacity=-1)
 
 
 def test_too_few_images_to_recover_on_are_named(digits, trained, example):

@@ -93,7 +93,7 @@ ARGUMENTS: dict[str, Rule] = {
     "tolerance": _UP_TO_1,
     "settle": _number("lie in [0, 1)", lambda value: 0 <= value < 1),
     "near": _number("lie in [0, 1]", lambda value: 0 <= value <= 1),
-    **dict.fromkeys(("ridge", "capacity"), _number("be a number of at least 0", lambda value: value >= 0)),
+    "ridge": _number("be a number of at least 0", lambda value: value >= 0),
     "exclude": _list("names", _TEXT, least=0),
 }
 AGENTS = ("agent", "fit_budget", "imagined", "start")  # what only the agents' searches take
