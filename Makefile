@@ -8,7 +8,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 # dvc runs `papermill` and `python` by name, so the environment's own must come first
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install images quick cifar10 cifar10-gpu compare published peers-digits peers-brief peers-cifar10 test lint format lab clean
+.PHONY: help install images quick cifar10 cifar10-gpu compare published peers-digits peers-cifar10 test lint format lab clean
 
 help:
 	@echo "make quick     digits: baseline, search, fine-tuning, tables and figures (reports/quick)"
@@ -17,7 +17,7 @@ help:
 	@echo "               the full scale, for a GPU: four networks, four budgets, three seeds, CIFAR-100"
 	@echo "make compare   the agents beside chance, CMA-ES and heuristics on CIFAR-10 (hours; reports/compare)"
 	@echo "make published the search as published, of few episodes, on CIFAR-10 (an hour; reports/published)"
-	@echo "make peers-digits, make peers-brief, make peers-cifar10"
+	@echo "make peers-digits, make peers-cifar10"
 	@echo "               methods of other papers under one protocol: minutes, and hours"
 	@echo "make test      ruff, notebooks stripped, the whole test suite"
 	@echo "make lab       JupyterLab in notebooks/"
@@ -28,7 +28,7 @@ install: $(VENV)/installed
 
 # results of CIFAR-10 in git are of the images that they were made with: what is here is recorded first, so that DVC
 # makes anew what rests on others
-cifar10 cifar10-gpu compare published peers-brief peers-cifar10: images
+cifar10 cifar10-gpu compare published peers-cifar10: images
 
 images: install
 	@$(BIN)/python -m rlprune prepare cifar10
@@ -39,7 +39,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,test]'
 	@touch $@
 
-quick cifar10 cifar10-gpu compare published peers-digits peers-brief peers-cifar10: install
+quick cifar10 cifar10-gpu compare published peers-digits peers-cifar10: install
 	@$(BIN)/python -m rlprune check
 	$(BIN)/dvc repro $@
 	@$(BIN)/python -m rlprune show $@
