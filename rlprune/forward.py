@@ -25,7 +25,10 @@ def half_precision(device: torch.device | str) -> contextlib.AbstractContextMana
     if given := os.environ.get("RLPRUNE_PRECISION"):
         one_of("RLPRUNE_PRECISION", given, ["float32"])
         return contextlib.nullcontext()
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # of other kinds of device nothing is known
+        native = device.type == "cpu" and _cpu_has_bfloat16()
     return torch.autocast(device.type, torch.bfloat16) if native else contextlib.nullcontext()
 
 

@@ -1,8 +1,5 @@
 """No stage mixes tensors of two devices; see `elsewhere`."""
 
-import contextlib
-import importlib
-
 import pytest
 import torch
 import yaml
@@ -83,9 +80,6 @@ def there(monkeypatch):
     monkeypatch.setattr(gates, "ROUNDS", 2)
     monkeypatch.setattr(gates, "STEPS", 2)
     monkeypatch.setattr(prepare, "device", lambda: str(DEVICE))
-    for name in ("training", "evaluate", "gates", "peers.smof", "peers.hfp"):  # of a kind of device that torch knows
-        module = importlib.import_module(f"rlprune.{name}")
-        monkeypatch.setattr(module, "half_precision", lambda device: contextlib.nullcontext())
     prepare.dataset_once.cache_clear()
     yield
     prepare.dataset_once.cache_clear()
