@@ -16,7 +16,7 @@ help:
 	@echo "make cifar10-gpu"
 	@echo "               the full scale, for a GPU: four networks, four budgets, three seeds, CIFAR-100"
 	@echo "make compare   the agents beside chance, CMA-ES and heuristics on CIFAR-10 (hours; reports/compare)"
-	@echo "make published the search as published, of few episodes, on CIFAR-10 (an hour; reports/published)"
+	@echo "make published the search as published, of few episodes, on CIFAR-10 (hours; reports/published)"
 	@echo "make peers-digits, make peers-cifar10"
 	@echo "               methods of other papers under one protocol: minutes, and hours"
 	@echo "make test      ruff, notebooks stripped, the whole test suite"

@@ -19,7 +19,7 @@ from rlprune.costs import Budget, Predictor, conditions
 from rlprune.errors import InputError, one_of, whole
 from rlprune.groups import FilterGroups
 from rlprune.importance import Sample, scores
-from rlprune.masking import keep_top, slim
+from rlprune.masking import keep_top, memory_format, rebuild, slim
 
 FITS = ["shrink", "scale", "wall", "none"]
 STARTS = ["uniform", "ranking"]  # widths that a search starts from
@@ -105,14 +105,38 @@ class Candidates:
         self.limits = np.array([budget.limit for budget in self.budgets]) * units
         self.table, self.anchor = self._reachable()
 
+    def go_on_with(self, unpruned: Sequence[float]) -> None:
+        """As `compare_with`, with what another process has measured of the unpruned network, for a run that goes on.
+
+        Raises:
+            InputError: that was another cost, or budgets that cannot be met.
+        """
+        for budget, steady, cost, before in zip(self.budgets, self.steady, self.unpruned, unpruned, strict=True):
+            if steady and cost != before:
+                raise InputError(
+                    f"The checkpoint is of a run in which the unpruned network's {budget.name} was {before:g}; now "
+                    f"it is {cost:g}: hand in the cost and the example input of that run, or delete the checkpoint."
+                )
+        self.compare_with(unpruned)
+
     @property
     def scores(self) -> list[Tensor]:
         """Of the criterion, (size,) per group; one that is a function is called when it is first asked for."""
         if not isinstance(self._scores, list):
-            # what it builds on the way to them keeps the largest filters
-            learn, self._scores = self._scores, scores(self.network, self.groups)
+            learn, self._scores = self._scores, self._before()
             self._scores = learn(self)
         return self._scores
+
+    @scores.setter
+    def scores(self, known: list[Tensor]) -> None:
+        self._scores = known
+
+    def _before(self) -> list[Tensor]:
+        """The scores, or those of the largest filters where they have yet to be learned.
+
+        Whether budgets can be met is asked before that, and learning itself asks for costs.
+        """
+        return self._scores if isinstance(self._scores, list) else scores(self.network, self.groups)
 
     def _check(self) -> None:
         if not self.budgets:
@@ -196,7 +220,7 @@ class Candidates:
         known = self._values.setdefault(key, {})
         if number not in known:
             if self._built is None or self._built[0] != key:
-                self._built = key, slim(self.network, self.groups, self.masks(widths))
+                self._built = key, slim(self.network, self.groups, self.masks(widths, self._before()))
             try:
                 known[number] = budget.measure(self._built[1], self.example_input)
             except InputError as error:
@@ -220,8 +244,9 @@ class Candidates:
             shares: of filters kept, one per group, in [0, 1].
             how: "shrink" leaves alone what is within budget and scales down what
                 is over it, and so does "wall", whose shares the environment has held
-                within budget before; "scale" also scales up what is below, so that all
-                of the budget is used; "none" takes the shares as they are.
+                within budget before; "scale" also scales up what is below, so that the budget is
+                used up (but for a few percent where a share is near 0, which makes the factor's
+                steps large); "none" takes the shares as they are.
         """
         one_of("way to fit a budget", how, FITS)
         # scaled up, 0 would stay 0; in a group of more than 1,000 filters a thousandth is not the least
@@ -295,6 +320,10 @@ class Candidates:
             else:
                 high = middle - 1
         return best
+
+    def as_returned(self, network: nn.Module) -> nn.Module:
+        """A copy that lies in memory as the unpruned network and as what is returned: costs can depend on that."""
+        return rebuild(network, {}).to(memory_format=memory_format(self.network))
 
     def measured(self, network: nn.Module) -> dict[str, dict[str, Any]]:
         """The budgets' costs of a finished network, measured on it, see `Budget.measurements`.

@@ -51,8 +51,8 @@ class PruningEnv(gymnasium.Env):
     5     padding
     6     share of the network's parameters that go if the group keeps one filter
     7     share of its MACs that go then
-    8     share of filters kept in the group before (1 at the first step)
-    9     mean share kept so far, each group counting once (1 at the first step)
+    8     share of filters asked for in the group before (1 at the first step)
+    9     mean share asked for so far, each group counting once (1 at the first step)
     10    number of groups still to decide / number of groups
     11…   cos(k·π·position), k = 1 … HARMONICS: lets a small policy tell neighbours apart
     last  per budget: the limit as a share of the unpruned cost
@@ -135,24 +135,21 @@ class PruningEnv(gymnasium.Env):
         self._started = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
-        """What was measured of the network, for a checkpoint: another process would measure it a little differently."""
+        """What was measured and learned of the network, for a checkpoint: another process would not find the same."""
         start = self.start.tolist() if self.start is not None else None
-        return {"unpruned": self.candidates.unpruned.tolist(), "start": start}
+        learned = {"scores": self.candidates.scores, "features": self._of_filters}
+        return {"unpruned": self.candidates.unpruned.tolist(), "start": start, **learned}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`: limits, and shares that are relative, mean what they meant there.
+        """Go on from `state`: limits, relative shares and what ranks filters mean what they meant there.
 
         Raises:
             InputError: budgets that cannot be met then.
         """
-        now = zip(self.candidates.budgets, self.candidates.steady, self.candidates.unpruned, strict=True)
-        for (budget, steady, cost), before in zip(now, state["unpruned"], strict=True):
-            if steady and cost != before:
-                raise InputError(
-                    f"The checkpoint is of a search in which the unpruned network's {budget.name} was {before:g}; now "
-                    f"it is {cost:g}: hand in the cost and the example input of that run, or delete the checkpoint."
-                )
-        self.candidates.compare_with(state["unpruned"])
+        # an unfinished search of an earlier version has neither
+        self.candidates.scores = state.get("scores", self.candidates.scores)
+        self._of_filters = state.get("features", self._of_filters)
+        self.candidates.go_on_with(state["unpruned"])
         self.limits = 100 * self.candidates.limits / self.candidates.unpruned
         self.start = np.array(state["start"]) if state["start"] is not None else None
 

@@ -37,6 +37,12 @@ def whole(value: object, what: str, least: int = 0) -> None:
         raise InputError(f"{what} must be a whole number of at least {least}, not {value!r}.")
 
 
+def whole_each(**values: tuple[object, int]) -> None:
+    """Raise `InputError` unless each value is a whole number; by name, the value and the least that it may be."""
+    for name, (value, least) in values.items():
+        whole(value, name, least)
+
+
 def finite(value: object, what: str, least: float = float("-inf")) -> float:
     """The value as a float; raise `InputError` unless it is a finite number of at least ``least``."""
     try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.data import Dataset
-from rlprune.errors import InputError, finite, named, one_of
+from rlprune.errors import InputError, finite, named, one_of, whole_each
 from rlprune.forward import (
     accuracy,
     check_classes,
@@ -162,10 +162,12 @@ class Evaluator:
         finetune_rate: float = 0.003,
         seed: int = 0,
     ) -> None:
-        if images < 1 or recalibration < 0 or finetune_steps < 0 or not 0 <= ridge < inf or not 0 < finetune_rate < inf:
+        whole_each(
+            images=(images, 1), recalibration=(recalibration, 0), finetune_steps=(finetune_steps, 0), seed=(seed, 0)
+        )
+        if not 0 <= ridge < inf or not 0 < finetune_rate < inf:
             raise InputError(
-                "The evaluator needs at least 1 image, a finetune_rate above 0 and no negative counts or ridge, not "
-                f"{images=}, {recalibration=}, {finetune_steps=}, {finetune_rate=}, {ridge=}."
+                f"The evaluator needs a finetune_rate above 0 and no negative ridge, not {finetune_rate=}, {ridge=}."
             )
         if not isinstance(data, Dataset | None):
             raise InputError("The evaluator's data must be a Dataset: rlprune.own.dataset_of makes one.")

@@ -265,7 +265,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
         loss, accuracy = figure.subplots(1, 2)
         sns.lineplot(history, y="loss", **shared, linestyle=TRAINING, ax=loss)
         sns.lineplot(tall, y="accuracy", **shared, style="split", dashes=dashes, ax=accuracy)
-        finish(loss, "Training loss", "Cross-entropy", "Epoch")
+        finish(loss, "Training loss", "Loss", "Epoch")
         finish(accuracy, "Accuracy", "Accuracy (%)", "Epoch")
         for axis in (loss, accuracy):
             axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))

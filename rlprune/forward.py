@@ -47,7 +47,10 @@ def seeded(seed: int, device: torch.device, state: Sequence[Tensor] = ()) -> Ite
     """The global generators, which dropout draws from, begin at a seed or at a state; then they get their own back."""
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of all GPUs, too
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         if state:
             torch.set_rng_state(state[0])
         if cuda and state[1:]:

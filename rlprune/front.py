@@ -7,7 +7,7 @@ the reward (`rlprune.imagination`) something about all the others.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rlprune.candidates import Decision
 from rlprune.costs import Budget, Cost
 from rlprune.delivery import finish
 from rlprune.env import PruningEnv
-from rlprune.errors import InputError, one_of, whole
+from rlprune.errors import InputError, one_of, whole_each
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.files import read_checkpoint, save_tensors, weights_hash, write_atomically
 from rlprune.forward import learning
@@ -169,9 +169,10 @@ def pareto(
     Raises:
         InputError: bad options, or a smallest budget that cannot be met.
     """
+    whole_each(episodes=(episodes, 1), imagined=(imagined, 0), seed=(seed, 0))
+    if not isinstance(points, Iterable):
+        raise InputError(f"points must be several shares, such as [0.1, 0.2], not {points!r}.")
     points = sorted(set(points))
-    for name, value, least in (("episodes", episodes, 1), ("imagined", imagined, 0), ("seed", seed, 0)):
-        whole(value, name, least)
     if len(points) < 2:
         raise InputError(f"A front needs at least 2 different points, not {len(points)}.")
     one_of("criterion of a search for every budget", criterion, CRITERIA)  # gates are learned for one

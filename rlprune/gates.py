@@ -33,7 +33,7 @@ from rlprune.candidates import STARTS, Candidates
 from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import outputs
-from rlprune.forward import half_precision, read_by, suitable_batch
+from rlprune.forward import half_precision, learning, read_by, suitable_batch
 from rlprune.groups import FilterGroups
 from rlprune.importance import CRITERIA
 from rlprune.masking import rebuild
@@ -64,6 +64,7 @@ def criterion_of(name: str, data: Dataset | None, seed: int) -> str | Callable[[
     if data is None:
         raise InputError("Criterion 'gates' learns from images: give data, or use criterion 'magnitude'.")
 
+    @learning
     def learned(candidates: Candidates) -> list[Tensor]:
         gates = Gates(candidates, data, IMAGES, BATCH, RATE, seed)
         for number in range(1, ROUNDS + 1):

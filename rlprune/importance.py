@@ -45,7 +45,10 @@ def scores(
     """
     one_of("criterion", criterion, CRITERIA)
     if criterion == "taylor" and sample is None:
-        raise InputError("Criterion 'taylor' needs data: give data, or use criterion 'magnitude'.")
+        raise InputError(
+            "Criterion 'taylor' needs data, and training images to recover on (recalibration): give both, or use "
+            "criterion 'magnitude'."
+        )
     result = []
     values = _values(network, groups, criterion, sample)
     for group, score in zip(groups, _gathered(groups, values, relative), strict=True):

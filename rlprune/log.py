@@ -45,8 +45,9 @@ class SearchLog:
 
         Args:
             decision: as it was evaluated.
-            shares: decided on, one per group, before they were fitted to the budget.
-            percent: cost of those, in percent of the unpruned network's, one per budget.
+            shares: one per group: those that an agent asked for, or, of a method that asks for nothing in
+                particular, those of the network.
+            percent: cost of these, in percent of the unpruned network's, one per budget.
             seconds: that it took.
             feasible: whether its network is within budget.
             more: further columns.

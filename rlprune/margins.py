@@ -43,9 +43,9 @@ def spreads(margins: pd.DataFrame) -> list[str]:
         what = "reward of the search" if quantity == "reward" else "accuracy after fine-tuning"
         agents = list(dict.fromkeys(part["agent"]))
         lines += ["", f"**{name}: how far the agents are ahead, {what}** (points; ± is the standard error over "]
-        lines[-1] += (
-            f"{part['seeds'].min()} seeds, seed by seed; bold, from {SEEDS} seeds on: 0 is outside the 95 % interval)"
-        )
+        least, most = part["seeds"].min(), part["seeds"].max()
+        seeds = f"{least} to {most} seeds" if least < most else f"{least} seeds"
+        lines[-1] += f"{seeds}, seed by seed; bold, from {SEEDS} seeds on: 0 is outside the 95 % interval)"
         lines += ["", f"| ahead of | {' | '.join(map(method_label, agents))} |", f"|---|{'--:|' * len(agents)}"]
         for other, of_other in part.groupby("other", sort=False):
             cells = of_other.set_index("agent").reindex(agents)

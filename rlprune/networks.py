@@ -127,7 +127,7 @@ def build(name: str, classes: int = 10, seed: int = 0) -> nn.Module:
     """
     check_name(name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of all GPUs, too
         if name.startswith(TORCHVISION):
             models = torchvision().models
             network = models.get_model(name.removeprefix(TORCHVISION), weights=None, num_classes=classes)

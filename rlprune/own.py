@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlprune.data import Dataset, Split, from_splits
-from rlprune.errors import InputError
+from rlprune.errors import InputError, whole
 from rlprune.sources import content_hash
 
 MOST = 3000  # images taken of a loader or folder: more than a search looks at, and they are kept in memory
@@ -90,8 +90,7 @@ def from_tensors(
         InputError: images and labels that do not fit each other, a share outside 0…1, or a crop that is no smaller than
             the images.
     """
-    if not 0 < validation < 1:
-        raise InputError(f"The validation share must lie between 0 and 1, not {validation!r}.")
+    _check(None, validation)
     # a plain copy of what numpy does not know, such as bfloat16
     images = images.detach().float() if images.is_floating_point() else images
     whole = _split(images, labels)
@@ -119,6 +118,7 @@ def from_loader(
     Raises:
         InputError: the loader gives something else, or nothing.
     """
+    _check(most, validation)
     images: list[Tensor] = []
     labels: list[Tensor] = []
     wanted, more = MOST if most is None else most, False
@@ -171,6 +171,7 @@ def from_folder(
     """
     from rlprune._torchvision import torchvision
 
+    _check(most, validation)
     vision = torchvision()
     try:
         found = vision.datasets.ImageFolder(str(folder))
@@ -202,6 +203,14 @@ def from_folder(
     digest = content_hash({"images": pixels.numpy(), "labels": labels.numpy()})
     source = f"{len(order)} of {len(found)} images of a folder"
     return from_splits(whole, whole[slice(0, 0)], "own", validation, seed, False, source, digest, 0, statistics)
+
+
+def _check(most: int | None, validation: float) -> None:
+    """Raise `InputError` unless these say how many images are used, and which share of them validates."""
+    if most is not None:
+        whole(most, "most", 2)
+    if not 0 < validation < 1:
+        raise InputError(f"The validation share must lie between 0 and 1, not {validation!r}.")
 
 
 def _left_out(which: str, function: str) -> None:

@@ -13,7 +13,17 @@ import pandas as pd
 from rlprune.errors import InputError
 from rlprune.tables import Results, Stage
 
-ALIKE = ("dataset", "sha256", "split_seed", "network", "baseline", "budgets", "search", "training")
+ALIKE = (
+    "dataset",
+    "sha256",
+    "split_seed",
+    "network",
+    "baseline",
+    "baseline_weights",
+    "budgets",
+    "search",
+    "training",
+)
 
 
 def joined(results: Results, parts: Mapping[str, str]) -> Results:
@@ -40,7 +50,7 @@ def _gathered(stages: Mapping[str, Stage], parts: Mapping[str, str]) -> dict[str
 def _both(first: Stage, second: Stage) -> Stage:
     """Two parts as one stage."""
     for key in ALIKE:
-        if not _agree(first.metrics.get(key), second.metrics.get(key)):
+        if not _agree(*({key: stage.metrics[key]} if key in stage.metrics else {} for stage in (first, second))):
             raise InputError(
                 f"{second.folder} and {first.folder} are parts of one experiment and differ in {key!r}: run the older "
                 "one again, or take its part_of out of params.yaml."
@@ -56,7 +66,10 @@ def _both(first: Stage, second: Stage) -> Stage:
     # a history without rows has columns of no type, which would take the others' away
     histories = [part.history for part in (first, second) if len(part.history)] or [first.history]
     history = pd.concat(histories, ignore_index=True)
-    return Stage({**first.metrics, "methods": methods}, history, first.folder, (*first.parts, second))
+    metrics = {**first.metrics, "methods": methods}
+    if weights := {**second.metrics.get("baseline_weights", {}), **first.metrics.get("baseline_weights", {})}:
+        metrics["baseline_weights"] = weights
+    return Stage(metrics, history, first.folder, (*first.parts, second))
 
 
 def _agree(first: Any, second: Any) -> bool:

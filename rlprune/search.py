@@ -18,7 +18,7 @@ from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.env import PruningEnv
-from rlprune.errors import InputError, named, one_of, whole
+from rlprune.errors import InputError, named, one_of, whole_each
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.files import read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import evaluating, learning
@@ -105,9 +105,10 @@ def prune(
         InputError: bad options; or budgets that cannot be met, before any search.
     """
     check_budgets(budgets)
-    for name, value, least in (("episodes", episodes, 1), ("imagined", imagined, 0), ("seed", seed, 0)):
-        whole(value, name, least)
+    whole_each(episodes=(episodes, 1), imagined=(imagined, 0), seed=(seed, 0))
     finetune = Training.of(finetune) if isinstance(finetune, dict) else finetune
+    if not isinstance(finetune, Training | None):
+        raise InputError(f"finetune must be a Training, or a dict of its values, not {finetune!r}.")
     if data is None and finetune is not None:
         raise InputError("Fine-tuning needs data: give data, or leave finetune out.")
     began = time.perf_counter()

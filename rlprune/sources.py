@@ -70,6 +70,11 @@ def read_npz(path: Path, remedy: str = "make it again") -> dict[str, np.ndarray]
                 f"{split}_labels in {path} must be {len(images)} whole numbers, not {labels.dtype} "
                 f"{labels.shape}: {remedy}."
             )
+        if len(labels) and labels.min() < 0:
+            raise InputError(f"{split}_labels in {path} hold {labels.min()}, and they count from 0: {remedy}.")
+    sizes = [arrays[f"{split}_images"].shape[2:] for split in ("train", "test")]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"Training images in {path} are {sizes[0]} and test images {sizes[1]}: {remedy}.")
     return arrays
 
 

@@ -1,6 +1,5 @@
 """Tables and figures of the studies, see `rlprune.stages.study`; from their result files only."""
 
-import json
 import math
 import re
 import textwrap
@@ -22,9 +21,11 @@ from rlprune.changes import (
     schedule_figure,
     schedule_table,
 )
+from rlprune.errors import InputError
 from rlprune.labels import network_label
 from rlprune.plotting import WIDTH, finish, key, save, style
 from rlprune.reports import renewed
+from rlprune.tables import read
 
 RESAMPLES = 2000  # of the bootstrap that gives a rank correlation's interval
 TITLE = 20  # letters of a panel's title in a line
@@ -183,9 +184,9 @@ def transfer_figure(history: pd.DataFrame) -> Figure:
 
 # what stands above each kind's table
 SAID = {
-    "reward": "Spearman's rank correlation of each reward with the accuracy on validation images after fine-tuning, "
-    "over the candidates, with its 95 % interval; mean and standard deviation of the reward; median "
-    "seconds per candidate.",
+    "reward": "Spearman's rank correlation of each reward with the accuracy after fine-tuning, over the candidates, "
+    "with its 95 % interval; mean and standard deviation of the reward; median seconds per candidate. The accuracy is "
+    "that on all validation images, the first of which give the reward, too.",
     "front": "Area that the networks found dominate: accuracy over the logarithm of the cost, from 0 % up to the "
     "unpruned network's cost, named below with the separate searches' budgets. *Separate*: a search for each of these. "
     "*Front*: one search for all, with as many evaluations in all; with all its networks, and with those for the "
@@ -220,6 +221,9 @@ def report(names: Sequence[str], folder: str | Path, results: str | Path = "resu
 
     Returns:
         the tables, by study.
+
+    Raises:
+        InputError: a result file is missing or broken.
     """
     tables = {}
     lines = ["# Studies", "", "Made from the files in results/studies by `python -m rlprune tables studies`."]
@@ -229,10 +233,14 @@ def report(names: Sequence[str], folder: str | Path, results: str | Path = "resu
             if not (place / "metrics.json").exists():
                 lines += ["", f"## {name}", "", f"Not run yet: `dvc repro study@{name}`."]
                 continue
-            metrics = json.loads((place / "metrics.json").read_text())
-            history = pd.read_csv(place / "history.csv")
+            remedy = f"run `dvc repro study@{name}`"
+            found = read(place, ["study", "network", "dataset", "source", "device"], [], remedy)
+            metrics, history = found.metrics, found.history
             table, draw = MAKERS[metrics["study"]["kind"]]
-            tables[name] = table(history)
+            try:
+                tables[name] = table(history)
+            except KeyError as error:
+                raise InputError(f"Result file {place / 'history.csv'} lacks column {error}: {remedy}.") from error
             tables[name].to_csv(partial / f"{name}.csv", index=False, lineterminator="\n")
             save(draw(history), partial / name)
             budgets = ", ".join(f"{cost} {share}" for cost, share in metrics["study"]["budgets"].items())

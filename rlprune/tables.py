@@ -232,16 +232,30 @@ def limits(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _read(folder: Path, suite: str, name: str, stage: str) -> Stage:
-    remedy = _remedy(suite, name, stage)
+    return read(folder, _KEYS[stage], _COLUMNS[stage], _remedy(suite, name, stage))
+
+
+def read(folder: Path, keys: Sequence[str], columns: Sequence[str], remedy: str) -> Stage:
+    """The two result files in a folder.
+
+    Args:
+        folder: of metrics.json and history.csv.
+        keys: that the first must hold.
+        columns: that the second must have.
+        remedy: what to do where they are missing or broken, for the message.
+
+    Raises:
+        InputError: they are.
+    """
     for file in (folder / "metrics.json", folder / "history.csv"):
         if not file.is_file():
             raise InputError(f"Result file {file} is missing: {remedy}.")
     metrics = _parse(folder / "metrics.json", remedy, lambda file: json.loads(file.read_text(encoding="utf-8")))
-    missing = [k for k in _KEYS[stage] if not metrics.get(k)] if isinstance(metrics, dict) else _KEYS[stage]
+    missing = [k for k in keys if not metrics.get(k)] if isinstance(metrics, dict) else keys
     if missing:
         raise InputError(f"Result file {folder / 'metrics.json'} lacks {missing[0]!r}: {remedy}.")
     history = _parse(folder / "history.csv", remedy, pd.read_csv)
-    missing = [column for column in _COLUMNS[stage] if column not in history]
+    missing = [column for column in columns if column not in history]
     if missing:
         raise InputError(f"Result file {folder / 'history.csv'} lacks column {missing[0]!r}: {remedy}.")
     return Stage(metrics, history, folder)

@@ -120,6 +120,8 @@ def test_npz_round_trip_and_hash(tmp_path):
         (lambda a: a.update(train_images=a["train_images"].transpose(0, 2, 3, 1)), r"shape \(N, 3, H, W\)"),
         (lambda a: a.update(train_labels=a["train_labels"][:-1]), "must be 20 whole numbers"),
         (lambda a: a.update(test_labels=a["test_labels"] / 2), "must be 10 whole numbers"),
+        (lambda a: a.update(test_labels=a["test_labels"].astype(int) - 20), "test_labels in .* count from 0"),
+        (lambda a: a.update(test_images=a["test_images"][..., :24]), r"are \(32, 32\) and test images \(32, 24\)"),
     ],
 )
 def test_malformed_file_is_one_sentence(tmp_path, change, fault):

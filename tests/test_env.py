@@ -183,3 +183,33 @@ def test_shares_may_be_relative_to_a_ranking(action, trained, digits):
     assert env.episodes[-1]["feasible"]
     with pytest.raises(InputError, match="start 'best'"):
         PruningEnv(trained, digits.example, BUDGETS, **{**arguments, "start": "best"})
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_search_goes_on_with_the_scores_that_it_began_with(action, trained, digits):
+    def environment(seed):
+        def learned(candidates):
+            generator = torch.Generator().manual_seed(seed)
+            return [torch.rand(size, generator=generator) for size in candidates.sizes.tolist()]
+
+        return PruningEnv(trained, digits.example, BUDGETS, sum_of, criterion=learned, action=action)
+
+    def sum_of(masks):
+        return float(sum((mask * torch.arange(len(mask))).sum() for mask in masks))
+
+    first, second = environment(0), environment(1)
+    actions = np.random.default_rng(0).uniform(size=(len(first.groups), *first.action_space.shape))
+    reward = play(first, actions)[-1][1]
+    assert play(second, actions)[-1][1] != reward
+    second.restore(first.state())
+    assert play(second, actions)[-1][1] == reward
+
+
+def test_whether_a_budget_can_be_met_is_known_before_a_criterion_is_learned(trained, digits):
+    def learned(candidates):
+        raise AssertionError("learned before the budget was looked at")
+
+    with pytest.raises(InputError, match="cannot be met"):
+        Candidates(
+            trained, trace(trained, digits.example), digits.example, [Budget("peak_memory", 1e-6)], criterion=learned
+        )

@@ -178,8 +178,13 @@ def test_a_frozen_network_cannot_be_finetuned(digits, trained, example):
 
 
 def test_bad_options(digits, trained, example):
-    with pytest.raises(InputError, match="at least 1 image"):
-        evaluate.Evaluator(trained, trace(trained, example), digits, images=0)
+    groups = trace(trained, example)
+    for wrong in ({"images": 0}, {"images": "all"}, {"recalibration": 2.5}, {"finetune_steps": 1.5}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} must be a whole number of at least"):
+            evaluate.Evaluator(trained, groups, digits, **wrong)
+    for wrong in ({"ridge": -1.0}, {"finetune_rate": 0.0}):
+        with pytest.raises(InputError, match="no negative ridge, not .*" + next(iter(wrong))):
+            evaluate.Evaluator(trained, groups, digits, **wrong)
 
 
 def test_too_few_images_to_recover_on_are_named(digits, trained, example):

@@ -778,3 +778,29 @@ def test_before_and_after_shows_each_cost_and_layer():
     assert [bar.get_height() for bar in axes[0].patches] == [5.0, 2.1]
     assert [len(axis.lines) for axis in axes[:2]] == [1, 0]  # the budget
     assert [bar.get_height() for bar in axes[2].patches] == [*LAYERS.values(), *(k for k, _ in kept.values())]
+
+
+def test_parts_of_different_baselines_are_refused(tmp_path):
+    whole, part = make(tmp_path), make(tmp_path, "part", seeds=(1,))
+
+    def of(name, stage, weights):
+        file = tmp_path / "quick" / name / stage / "metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"baseline_weights": weights}))
+
+    of(whole, "search", {"0": "abc"})
+    parts.joined(load(tmp_path, whole, part), {part: whole})  # an older result does not say
+    of(part, "search", {"0": "abd"})
+    with pytest.raises(InputError, match="differ in 'baseline_weights'"):
+        parts.joined(load(tmp_path, whole, part), {part: whole})
+    of(part, "search", {"1": "abd"})
+    joined = parts.joined(load(tmp_path, whole, part), {part: whole})
+    assert joined.searches[whole].metrics["baseline_weights"] == {"0": "abc", "1": "abd"}
+
+
+def test_a_spread_says_of_how_many_seeds_it_is(tmp_path):
+    whole = make(tmp_path, methods=("layerwise", "uniform"), seeds=(0, 1))
+    part = make(tmp_path, "part", methods=("layerwise",), seeds=(2,))
+    third = make(tmp_path, "third", methods=("taylor",), seeds=(0, 1, 2))
+    results = parts.joined(load(tmp_path, whole, part, third), {part: whole, third: whole})
+    text = "\n".join(margins.spreads(margins.agents_margins(results)))
+    assert "± is the standard error over 2 to 3 seeds, seed by seed" in text

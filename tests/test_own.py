@@ -164,3 +164,15 @@ def test_functions_that_want_a_dataset_say_so():
     for call in (lambda: fit(network, images, Training()), lambda: accuracy(network, images, images)):
         with pytest.raises(InputError, match="Dataset: rlprune.own.from_tensors makes one"):
             call()
+
+
+def test_how_many_images_and_which_share_is_checked_at_once(tmp_path):
+    loader = DataLoader(TensorDataset(*pair()), batch_size=7)
+    for most in (0, 1, -1, 2.5):
+        for function, given in ((from_loader, loader), (from_folder, tmp_path)):
+            with pytest.raises(InputError, match="most must be a whole number of at least 2"):
+                function(given, most=most)
+    for share in (0, 1.5, -1):
+        for function, given in ((from_loader, loader), (from_folder, tmp_path)):
+            with pytest.raises(InputError, match="validation share must lie between 0 and 1"):
+                function(given, validation=share)

@@ -167,7 +167,7 @@ def test_bad_input_is_named(trained, digits):
             peers.paper_coarse(trained, digits.example, budgets, digits)
     with pytest.raises(InputError, match="on training images: give data"):
         peers.paper_fine(trained, digits.example, [Budget("parameters", 0.5)], evaluate=lambda network: 0.0)
-    with pytest.raises(InputError, match="at least 1 episode and 1 image"):
+    with pytest.raises(InputError, match="images must be a whole number of at least 1, not 0"):
         peers.paper_fine(trained, digits.example, [Budget("parameters", 0.5)], digits, images=0)
     frozen = copy.deepcopy(trained).requires_grad_(False)
     with pytest.raises(InputError, match="No weight of the network may change"):

@@ -167,7 +167,7 @@ def test_a_group_of_larger_scales_keeps_more(trained, digits):
 
 
 def test_bad_input_is_named(trained, digits):
-    with pytest.raises(InputError, match="at least 1 episode"):
+    with pytest.raises(InputError, match="episodes must be a whole number of at least 1, not 0"):
         peers.random(trained, digits.example, [Budget("macs", 0.5)], digits, episodes=0)
     one = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     with pytest.raises(InputError, match="'taylor' needs data"):
@@ -203,3 +203,51 @@ def test_an_argument_that_a_method_does_not_take_is_named(name, trained, digits)
     budgets = [Budget("parameters", 0.3)]
     with pytest.raises(InputError, match="Unknown option of this method 'finetune'. Use one of: evaluate"):
         getattr(peers, name)(trained, digits.example, budgets, digits, progress=False, finetune=1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", ["taylor", "uniform"])
+def test_what_has_to_learn_does_so_where_gradients_are_off(method, mode, trained, digits, monkeypatch):
+    monkeypatch.setattr("rlprune.gates.ROUNDS", 1)
+    options = {"criterion": "gates"} if method == "uniform" else {}
+    example = digits.example
+    with mode():
+        result = getattr(peers, method)(
+            trained, example, [Budget("parameters", 0.5)], digits, evaluation=SMALL, **options
+        )
+    assert result.costs["parameters"]["share"] <= 0.5
+
+
+@pytest.mark.parametrize("method", ["prunetrain", "smof", "hfp"])
+def test_what_a_judge_does_to_a_network_that_was_trained_is_lost(method, trained, digits):
+    def judge(network):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
+        return 1.0
+
+    schedule = {"epochs": 1, "batch_size": 64}
+    schedule = {"training": schedule} if method == "prunetrain" else schedule
+    how = {"evaluate": judge, "evaluation": SMALL, "progress": False, **schedule}
+    result = getattr(peers, method)(trained, digits.example, [Budget("parameters", 0.5)], digits, **how)
+    assert result.reward == 1.0
+    assert all(parameter.abs().sum() > 0 for parameter in result.network.parameters() if parameter.ndim > 1)
+
+
+@pytest.mark.parametrize("method", ["prunetrain", "smof"])
+def test_costs_are_measured_as_the_network_that_is_returned_lies_in_memory(method, digits):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16 * 30 * 30, 10)]
+    network = nn.Sequential(*layers)  # to flatten channels-last, in which training runs, takes memory for a copy
+    example = digits.normalise(digits.train.images[:4]).contiguous()
+    schedule = {"epochs": 1, "batch_size": 16}  # as many steps as scales need to come apart
+    schedule = {"training": {"epochs": 1, "batch_size": 128}} if method == "prunetrain" else schedule
+    how = {"evaluation": {"images": 100, "recalibration": 50}, "progress": False, **schedule}
+    result = getattr(peers, method)(network, example, [Budget("peak_memory", 0.6)], digits, **how)
+    assert 0.5 < result.costs["peak_memory"]["share"] <= 0.6  # a filter is a sixteenth
+
+
+def test_seeds_are_whole_numbers(trained, digits):
+    for method in (peers.random, peers.taylor, peers.prunenet):
+        with pytest.raises(InputError, match="seed must be a whole number of at least 0, not -1"):
+            method(trained, digits.example, [Budget("macs", 0.5)], digits, seed=-1)

@@ -200,8 +200,9 @@ def test_bad_input_is_named(trained, digits):
     budget = [Budget("macs", 0.5)]
     with pytest.raises(InputError, match="learns its gates from images: give data"):
         prunenet(trained, digits.example, budget, evaluate=lambda network: 0.0)
-    for wrong in ({"rounds": 0}, {"steps": 0}, {"batch_size": 1}, {"images": 1}, {"learning_rate": 0.0}):
-        with pytest.raises(InputError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+    wrongs = [{"rounds": 10.5}, {"steps": 0}, {"batch_size": 1}, {"images": 1}]
+    for wrong in (*wrongs, {"learning_rate": 0.0}, {"learning_rate": float("nan")}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} must be .*, not {next(iter(wrong.values()))}"):
             prunenet(trained, digits.example, budget, digits, **wrong)
     with pytest.raises(InputError, match="cannot be met"):
         prunenet(trained, digits.example, [Budget("parameters", 1e-6)], digits)

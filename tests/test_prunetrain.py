@@ -191,13 +191,16 @@ def test_a_step_takes_as_much_off_every_norm_down_to_exactly_zero(digits_example
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
     lasso = Lasso(network, rlprune.trace(network, digits_example), [2])
     before, bias = lasso.norms(), network[0].bias.clone()
-    assert torch.allclose(before**2, network[0].weight.square().sum((1, 2, 3)) + network[3].weight.square().sum(0))
+    each = torch.stack([network[0].weight.square().sum((1, 2, 3)), network[3].weight.square().sum(0)]).sqrt()
+    made = 0 if torch.allclose(before[0], each[0]) else 1  # parts may come in either order
+    assert torch.allclose(before[[made, 1 - made]], each)
+    assert torch.allclose(lasso.strength(), each.square().sum(0).sqrt())
     lasso.shrink(step)
     expected = (before - step).clamp_min(0)
-    spared = before.topk(2).indices
-    expected[spared] = before[spared]
+    spared = each.square().sum(0).topk(2).indices
+    expected[:, spared] = before[:, spared]
     assert torch.allclose(lasso.norms(), expected, atol=1e-5)
-    assert (network[0].weight[expected == 0] == 0).all()
+    assert (network[0].weight[expected[made] == 0] == 0).all()
     assert torch.equal(network[0].bias, bias)
 
 
@@ -240,8 +243,11 @@ def test_a_weight_between_two_filters_takes_the_factors_of_both(digits_example):
     layers = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), nn.Linear(5, 10)
     network = nn.Sequential(*layers[:2], nn.AdaptiveAvgPool2d(1), nn.Flatten(), layers[2]).eval()
     lasso, between = Lasso(network, rlprune.trace(network, digits_example), [1, 1]), layers[1].weight.clone()
-    norms, step = lasso.norms().split([6, 5]), 0.1
-    reads, makes = ((1 - step / norm).clamp_min(0).index_fill(0, norm.argmax(), 1) for norm in norms)
+    norms, step = [between.square().sum(dims).sqrt() for dims in ((0, 2, 3), (1, 2, 3))], 0.1
+    strongest = [part.argmax() for part in lasso.strength().split([6, 5])]
+    reads, makes = (
+        (1 - step / norm).clamp_min(0).index_fill(0, best, 1) for norm, best in zip(norms, strongest, strict=True)
+    )
     lasso.shrink(step)
     assert torch.allclose(layers[1].weight, between * makes[:, None, None, None] * reads[:, None, None], atol=1e-6)
 
@@ -337,10 +343,12 @@ def test_a_slim_network_stays_slim(digits):
 def test_bad_input_is_named(trained, digits):
     with pytest.raises(InputError, match="give data"):
         prunetrain(trained, digits.example, ALL, evaluate=lambda network: 0.0)
-    wrong = [{"share": 0}, {"share": 1}, {"settle": 1}, {"interval": 0}, {"threshold": 0}]
-    for options in wrong:
+    for options in ({"share": 0}, {"share": 1}, {"settle": 1}, {"threshold": 0}):
         with pytest.raises(InputError, match="share must lie"):
             pruned(trained, digits, **options)
+    for interval in (0, 2.5):
+        with pytest.raises(InputError, match="interval must be a whole number of at least 1"):
+            pruned(trained, digits, interval=interval)
     with pytest.raises(InputError, match="Unknown training parameter 'epoch'"):
         pruned(trained, digits, training={"epoch": 3})
     with pytest.raises(InputError, match="which no average can follow: average=0"):
@@ -361,3 +369,22 @@ def test_bad_input_is_named(trained, digits):
     own = nn.Sequential(Scaled(), nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     with pytest.raises(InputError, match="module '0' cannot be made anew"):
         pruned(own, digits)
+
+
+def test_a_stopped_training_goes_on_under_a_cost_that_is_measured(trained, digits, tmp_path, monkeypatch):
+    noise = itertools.count()
+
+    def noisy(network, example_input):
+        return parameters(network, example_input) * (1 + 1e-4 * next(noise))
+
+    monkeypatch.setattr("rlprune.costs.PAUSE", 0.0)
+    train, path = _Run.train, tmp_path / "state.pt"
+    how = {"budgets": [Budget(noisy, 0.5)], "checkpoint": path}
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "train", lambda self, epoch, bar: stopped(self, epoch, bar, 2, train))
+        with pytest.raises(KeyboardInterrupt):
+            pruned(trained, digits, **how)
+    before = torch.load(path, weights_only=True)["unpruned"]
+    result = pruned(trained, digits, **how)
+    assert len(result.history) == SHORT["epochs"]
+    assert result.costs["noisy"]["limit"] == 0.5 * before[0]  # not half of what it was when it went on

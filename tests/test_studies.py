@@ -441,3 +441,19 @@ def test_bad_entry_is_one_sentence_before_any_work(tmp_path, name, change, fault
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     with pytest.raises(InputError, match=fault):
         check.run(tmp_path)
+
+
+def test_a_broken_result_is_named_with_its_remedy(tmp_path):
+    place = tmp_path / "results/studies/some"
+    place.mkdir(parents=True)
+    head = {"study": {"kind": "ablation", "budgets": {"parameters": 0.1}}, "network": "vgg11", "dataset": "digits"}
+    head |= {"source": "here", "device": "a machine"}
+    for content, fault in {"{": "is broken", "{}": "lacks 'study'", json.dumps(head): "lacks column 'search'"}.items():
+        (place / "history.csv").write_text("a\n1\n")
+        (place / "metrics.json").write_text(content)
+        with pytest.raises(InputError, match=f"{fault}.*run `dvc repro study@some`"):
+            studies.report(["some"], tmp_path / "reports", tmp_path / "results")
+        assert not (tmp_path / "reports").exists()
+    (place / "history.csv").unlink()
+    with pytest.raises(InputError, match="history.csv is missing: run `dvc repro study@some`"):
+        studies.report(["some"], tmp_path / "reports", tmp_path / "results")

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from rlprune.candidates import Candidates, Decision
 from rlprune.costs import Budget
 from rlprune.delivery import finish
-from rlprune.errors import InputError
+from rlprune.errors import InputError, whole_each
 from rlprune.evaluate import Evaluator
+from rlprune.forward import learning
 from rlprune.gates import start_of
 from rlprune.log import SearchLog
 from rlprune.own import OwnData
@@ -29,6 +30,7 @@ LEAST = 0.05  # the smallest share tried, before it is fitted to the budget
 SPREAD = {"uniform": 0.8, "ranking": 0.2}
 
 
+@learning
 def random(
     network: nn.Module,
     example_input: Tensor,
@@ -43,6 +45,7 @@ def random(
 
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     """
+    whole_each(episodes=(episodes, 1))
     start = time.perf_counter()
     search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, start)
     generator = np.random.default_rng(seed)
@@ -52,6 +55,7 @@ def random(
     return search.result("random")
 
 
+@learning
 def evolution(
     network: nn.Module,
     example_input: Tensor,
@@ -67,6 +71,7 @@ def evolution(
 
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     """
+    whole_each(episodes=(episodes, 1))
     began = time.perf_counter()
     start = start_of(start, options.get("criterion", "magnitude"))
     search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, began)
@@ -107,8 +112,6 @@ class _Search:
     def __init__(
         self, candidates: Candidates, evaluator: Evaluator, episodes: int, progress: bool, start: float
     ) -> None:
-        if episodes < 1:
-            raise InputError(f"A search needs at least 1 episode, not {episodes}.")
         self.candidates, self.evaluator = candidates, evaluator
         self.log = SearchLog(candidates, episodes, progress)
         self.start = start

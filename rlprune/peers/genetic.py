@@ -39,8 +39,9 @@ from tqdm import tqdm
 from rlprune.candidates import Decision
 from rlprune.costs import Budget
 from rlprune.delivery import finish
-from rlprune.errors import InputError
+from rlprune.errors import InputError, whole_each
 from rlprune.evaluate import Evaluator
+from rlprune.forward import learning
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.peers.layer_error import ErrorForm, error_forms, errors
@@ -52,6 +53,7 @@ MUTATION = 1.0  # filters of a child decided anew, on average
 RANDOM = 100  # random masks that history compares with
 
 
+@learning
 def genetic(
     network: nn.Module,
     example_input: Tensor,
@@ -96,12 +98,9 @@ def genetic(
         InputError: bad input, or a group that layers other than Conv2d and Linear read.
     """
     clock = start = time.perf_counter()
-    if min(images, patches, generations) < 1 or population < 2 or not 0 < tolerance <= 1:
-        raise InputError(
-            "Genetic pruning needs at least 1 image, patch and generation, a population of at least 2 and a tolerance "
-            f"in (0, 1], not images={images}, patches={patches}, generations={generations}, population={population}, "
-            f"tolerance={tolerance}."
-        )
+    whole_each(images=(images, 1), patches=(patches, 1), generations=(generations, 1), population=(population, 2))
+    if not 0 < tolerance <= 1:
+        raise InputError(f"tolerance must lie in (0, 1], not {tolerance}.")
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
     if evaluator.data is None:
         raise InputError("Genetic pruning measures what layers read on images: give data.")

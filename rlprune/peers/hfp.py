@@ -19,7 +19,8 @@ short training from a network that is trained already:
 - The penalty's weight grows linearly; its pull alone would meet the targets after a given share (``pace``) of the
   steps. γ and β go without momentum, which would carry them past the targets.
 - Once these are met, at the latest midway between that share and the end, the gap that is left is closed exactly, see
-  `rlprune.peers.targets.on_target`, and the network is cut. The steps to come train it at its small size.
+  `rlprune.peers.targets.on_target`, and the network is cut: within a group those filters stay whose |γ|, but at least
+  the threshold, times importance is largest, be they on or off. The steps to come train it at its small size.
 """
 
 import time
@@ -37,7 +38,7 @@ from rlprune.candidates import Candidates
 from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import delivered
-from rlprune.errors import InputError
+from rlprune.errors import InputError, whole_each
 from rlprune.evaluate import Evaluator
 from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
 from rlprune.importance import scores
@@ -99,11 +100,11 @@ def hfp(
         InputError: a budget on anything else, no data, filters without batch norm, or settings that make no sense.
     """
     start = time.perf_counter()
-    shares = 0 < pace < 1 and 0 < threshold < 1 and 0 <= near <= 1
-    if epochs < 1 or batch_size < 2 or not learning_rate > 0 or not shares:
+    whole_each(epochs=(epochs, 1), batch_size=(batch_size, 2))
+    if not (0 < pace < 1 and 0 < threshold < 1 and 0 <= near <= 1 and learning_rate > 0):
         raise InputError(
-            "HFP needs at least 1 epoch, batches of at least 2, a learning rate above 0 and shares between 0 and 1, "
-            f"not {epochs=}, {batch_size=}, {learning_rate=}, {pace=}, {threshold=}, {near=}."
+            "HFP needs a learning rate above 0 and shares between 0 and 1, "
+            f"not {learning_rate=}, {pace=}, {threshold=}, {near=}."
         )
     check_budgets(budgets)
     for budget in budgets:

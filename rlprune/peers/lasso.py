@@ -12,6 +12,10 @@ from rlprune.masking import carriers
 class Lasso:
     """The norms of a network's filters, all groups' in one row, and the step that shrinks them.
 
+    A part is one axis of one layer's weight: what makes filters, or what reads them. In each a filter has a norm of its
+    own. One norm of all of them would not do: what makes a filter is held up by the batch norm behind it, which makes
+    its scale worth nothing, and beside that a reader near 0 would hardly be pulled at.
+
     Args:
         network: its weights are changed in place by `shrink`.
         groups: its filter groups.
@@ -43,11 +47,16 @@ class Lasso:
 
     @torch.no_grad()
     def norms(self) -> Tensor:
-        """Of every filter, (filters,)."""
-        total = torch.zeros(sum(self.sizes) + 1, device=self.device)
-        for tensor, dim, _, owner in self.parts:
-            total.index_add_(0, owner, tensor.float().square().sum([d for d in range(tensor.ndim) if d != dim]))
-        return total[:-1].sqrt()
+        """Of every filter in every part, (parts, filters); 0 where it is not in a part."""
+        total = torch.zeros(len(self.parts), sum(self.sizes) + 1, device=self.device)
+        for of_part, (tensor, dim, _, owner) in zip(total, self.parts, strict=True):
+            others = [d for d in range(tensor.ndim) if d != dim]
+            of_part.index_add_(0, owner, torch.linalg.vector_norm(tensor.float(), dim=others).square())
+        return total[:, :-1].sqrt()
+
+    def strength(self) -> Tensor:
+        """The norm of all weights that make or read a filter, (filters,)."""
+        return torch.linalg.vector_norm(self.norms(), dim=0)
 
     @torch.no_grad()
     def reading(self) -> list[Tensor]:
@@ -64,8 +73,11 @@ class Lasso:
         """Take ``step`` off every norm, down to 0, but those of each group's strongest filters."""
         norms = self.norms()
         factors = (1 - step / norms.clamp_min(1e-12)).clamp_min(0)
-        for values, of_group, least in zip(norms.split(self.sizes), factors.split(self.sizes), self.least, strict=True):
-            of_group[values.topk(least).indices] = 1
-        factors = torch.cat([factors, factors.new_ones(1)])
-        for tensor, dim, _, owner in self.parts:
-            tensor.mul_(factors[owner].view([-1 if d == dim else 1 for d in range(tensor.ndim)]))
+        strength = torch.linalg.vector_norm(norms, dim=0)
+        for of_group, factor, least in zip(
+            strength.split(self.sizes), factors.split(self.sizes, 1), self.least, strict=True
+        ):
+            factor[:, of_group.topk(least).indices] = 1
+        factors = torch.cat([factors, factors.new_ones(len(factors), 1)], 1)
+        for of_part, (tensor, dim, _, owner) in zip(factors, self.parts, strict=True):
+            tensor.mul_(of_part[owner].view([-1 if d == dim else 1 for d in range(tensor.ndim)]))

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from rlprune.errors import InputError
 from rlprune.evaluate import outputs
+from rlprune.forward import read_by
 from rlprune.groups import FilterGroup
 
-Look = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+Look = Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ def error_forms(
     readers = [_readers(network, group) for group in groups]
     seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {module: [] for group in readers for module in group}
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], output: Tensor) -> None:
         count = -(-patches * len(output) // len(images))
-        seen[module].append(_sampled(module, inputs[0].float(), output.float(), count, generator))
+        seen[module].append(_sampled(module, read_by(inputs, named).float(), output.float(), count, generator))
 
     _run(network, images, seen, look)
     forms = []
@@ -118,13 +119,14 @@ def fidelity(
     # per mask, of the change in each output: count, Σ, Σ of squares and of products with the whole
     totals: dict[nn.Module, list[Any]] = {}
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], output: Tensor) -> None:
         axis, total = -1 if isinstance(module, nn.Linear) else 1, totals.setdefault(module, [0] * (1 + len(masks)))
         with torch.autocast(output.device.type, enabled=False):
-            whole = module.forward(inputs[0].float())  # a call would end up here again
+            read = read_by(inputs, named).float()
+            whole = module.forward(read)  # a call would end up here again
             made = None
             for number, mask in enumerate([None, *masks]):  # None: without all inputs, for the whole output
-                less = inputs[0].float().clone()
+                less = read.clone()
                 gone = slice(None) if mask is None else readers[module][~mask].flatten()
                 less.movedim(axis, -1)[..., gone] = 0
                 change = (whole - module.forward(less)).movedim(axis, -1).flatten(0, -2).double()
@@ -160,7 +162,7 @@ def _readers(network: nn.Module, group: FilterGroup) -> dict[nn.Module, Tensor]:
 
 def _run(network: nn.Module, images: Tensor, modules: Iterable[nn.Module], look: Look) -> None:
     """Send images through the network with a forward hook on some modules."""
-    hooks = [module.register_forward_hook(look) for module in modules]
+    hooks = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
     try:
         outputs(network, images)
     finally:

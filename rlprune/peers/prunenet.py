@@ -4,6 +4,7 @@ Gates on all filters are learned on a small sample (`rlprune.gates`, which says 
 all of them says which filters stay, hence how many in each group.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from rlprune.candidates import Decision
 from rlprune.costs import Budget
 from rlprune.delivery import finish
-from rlprune.errors import InputError
+from rlprune.errors import InputError, whole_each
 from rlprune.forward import learning
 from rlprune.gates import BATCH, IMAGES, RATE, ROUNDS, STEPS, Gates
 from rlprune.own import OwnData
@@ -65,12 +66,9 @@ def prunenet(
     begin = time.perf_counter()
     if data is None:
         raise InputError("PruneNet learns its gates from images: give data.")
-    if min(rounds, steps) < 1 or min(batch_size, images) < 2 or learning_rate <= 0:
-        raise InputError(
-            "PruneNet needs at least 1 round of 1 step, on batches of at least 2 of at least 2 images, and a learning "
-            f"rate above 0, not rounds={rounds}, steps={steps}, batch_size={batch_size}, images={images}, "
-            f"learning_rate={learning_rate}."
-        )
+    whole_each(rounds=(rounds, 1), steps=(steps, 1), batch_size=(batch_size, 2), images=(images, 2))
+    if not 0 < learning_rate < math.inf:
+        raise InputError(f"learning_rate must be a finite number above 0, not {learning_rate}.")
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
     gates = Gates(candidates, evaluator.data, images, batch_size, learning_rate, seed)
     history = []

@@ -3,11 +3,11 @@
 Of the network only the architecture is used. A group lasso pulls at every filter as a whole; what nothing reads any
 more leaves for good, and a physically smaller, hence cheaper, network trains on. Filled in here:
 
-* What the lasso takes together are all weights that make a filter of `rlprune.trace`, wherever residual sums couple
-  it, and all that read it; biases and batch norm are not in it, as they are not in the weight decay.
+* What the lasso takes together are the weights of one layer that make a filter of `rlprune.trace`, and those of one
+  layer that read it; where residual sums couple filters, several layers do either, each for itself. Biases and batch
+  norm are not in it, as they are not in the weight decay.
 * The paper removes a filter whose ingoing or outgoing weights are all under 1e-4. Here the outgoing ones decide: a
-  filter without ingoing weights still hands on the bias of its batch norm, one that nothing reads does nothing. As the
-  lasso takes both together, they vanish together.
+  filter without ingoing weights still hands on the bias of its batch norm, one that nothing reads does nothing.
 * SGD takes norms near 0 but not under 1e-4 in a few epochs. So the lasso acts as its proximal step behind every step of
   SGD: a norm loses λ · (learning rate) / (1 - momentum), what its gradient would take in the long run, and ends at
   exactly 0. A weight belongs to the filter that it makes and to the one that it reads, and takes the factors of both.
@@ -36,7 +36,7 @@ from rlprune.candidates import Candidates
 from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.delivery import TRIES, delivered
-from rlprune.errors import InputError
+from rlprune.errors import InputError, whole_each
 from rlprune.evaluate import Evaluator, outputs, recover
 from rlprune.files import read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
@@ -106,10 +106,11 @@ def prunetrain(
     training = training if isinstance(training, Training) else Training.of(training or {})
     if data is None:
         raise InputError("PruneTrain trains from scratch: give data.")
-    if not (0 < share < 1 and 0 <= settle < 1 and interval >= 1 and threshold > 0):
+    whole_each(interval=(interval, 1))
+    if not (0 < share < 1 and 0 <= settle < 1 and threshold > 0):
         raise InputError(
-            "share must lie in (0, 1), settle in [0, 1), interval be at least 1 and threshold above 0, not "
-            f"share={share}, settle={settle}, interval={interval}, threshold={threshold}."
+            "share must lie in (0, 1), settle in [0, 1) and threshold be above 0, not "
+            f"share={share}, settle={settle}, threshold={threshold}."
         )
     if training.average:
         raise InputError("PruneTrain's network gets smaller while it trains, which no average can follow: average=0.")
@@ -119,7 +120,7 @@ def prunetrain(
         run = _Run(candidates, evaluator, training, share, seed)
         path, which = Path(checkpoint) if checkpoint is not None else None, ""
         if path is not None:
-            limits = [[budget.name, limit] for budget, limit in zip(budgets, candidates.limits.tolist(), strict=True)]
+            limits = [[budget.name, float(budget.limit), budget.relative] for budget in budgets]  # nothing measured
             images = evaluator.data.identity()
             given = [limits, images, asdict(training), share, interval, threshold, settle, grow_batch, seed]
             given += [candidates.least, candidates.multiple, [group.name for group in candidates.groups]]
@@ -191,11 +192,13 @@ class _Run:
         plain = {name: getattr(self, name) for name in _PLAIN}
         buffers = [self.optimizer.state[p].get("momentum_buffer") for p in self.network.parameters()]
         random = [self.generator.get_state(), torch.get_rng_state()]
-        random += [torch.cuda.get_rng_state()] if self.data.device.type == "cuda" else []
+        random += [torch.cuda.get_rng_state(self.data.device)] if self.data.device.type == "cuda" else []
+        plain["unpruned"] = self.candidates.unpruned.tolist()
         return {**plain, "network": self.network.state_dict(), "momentum": buffers, "random": random}
 
     def restore(self, state: dict[str, Any]) -> float:
         """Go on from `state`, on a run that has just begun; returns the seconds that it had taken."""
+        self.candidates.go_on_with(state["unpruned"])
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.network, self.groups = slim(self.network, self.groups, self.alive), remaining(self.groups, self.alive)
@@ -207,7 +210,7 @@ class _Run:
         self.generator.set_state(state["random"][0])
         torch.set_rng_state(state["random"][1])
         for of_device in state["random"][2:]:
-            torch.cuda.set_rng_state(of_device)
+            torch.cuda.set_rng_state(of_device, self.data.device)
         return state["seconds"]
 
     def train(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -251,14 +254,14 @@ class _Run:
         """Bring the network within every budget; what is cut then recovers."""
         candidates, evaluator, target = self.candidates, self.evaluator, None
         for attempt in range(TRIES + 2):  # the second and further ones for a cost that is noisy
-            costs = candidates.measured(self.network).values()
+            costs = candidates.measured(candidates.as_returned(self.network)).values()
             if all(cost["value"] <= cost["limit"] for cost in costs):
                 break
             self.asked = True
             if attempt == 0 and evaluator.calibration is not None:
                 target = outputs(self.network, evaluator.calibration)
             values = [torch.full((len(alive),), -1.0) for alive in self.alive]  # of those that are gone
-            for value, alive, norms in zip(values, self.alive, self.lasso.split(self.lasso.norms()), strict=True):
+            for value, alive, norms in zip(values, self.alive, self.lasso.split(self.lasso.strength()), strict=True):
                 # a norm grows with the weights in it: only beside those of its group does it say something
                 value[alive] = norms / norms.mean().clamp_min(1e-12)
             kept = np.array(widths(self.alive))
@@ -316,7 +319,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
         return made.requires_grad_()
     made = rebuild(network, {}).cpu()  # where the same numbers are drawn for every device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of all GPUs, too
         for name, module in made.named_modules():
             reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
             if reset is not None:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from rlprune.costs import Budget
 from rlprune.delivery import single
+from rlprune.forward import learning
 from rlprune.importance import scores
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged, without_criterion
 from rlprune.result import PruningResult
 
 
+@learning
 def magnitude(
     network: nn.Module,
     example_input: Tensor,
@@ -34,6 +36,7 @@ def magnitude(
     return _ranked("magnitude", network, example_input, budgets, data, seed, options)
 
 
+@learning
 def batchnorm(
     network: nn.Module,
     example_input: Tensor,
@@ -50,6 +53,7 @@ def batchnorm(
     return _ranked("batchnorm", network, example_input, budgets, data, seed, options)
 
 
+@learning
 def taylor(
     network: nn.Module,
     example_input: Tensor,

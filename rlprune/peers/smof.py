@@ -189,7 +189,7 @@ class _Run:
             left = self._cut(whole, self.scales.values(), FADED, FADED)[0] if fades else whole
             row = {"epoch": epoch, "loss": loss, "validation_accuracy": accuracy(whole, data, self.evaluator.split)}
             for name, (cost, unpruned) in self.costs.items():
-                row[name] = 100 * cost.measure(left, self.example) / unpruned
+                row[name] = 100 * cost.measure(self.candidates.as_returned(left), self.example) / unpruned
             row |= {"rings": sum(removable(left).values()), "multiplier": float(self.multiplier)}
             rows.append(row | {"seconds": time.perf_counter() - start})
             bar.set_postfix(loss=f"{loss:.2f}", parameters=f"{row['parameters']:.1f} %", macs=f"{row['macs']:.1f} %")
@@ -245,7 +245,8 @@ class _Run:
         """Take the weakest filters out of a network that a noisy cost refuses at the end, until it is within budget."""
         groups = remaining(self.candidates.groups, self.masks)
         for attempt in range(TRIES + 1):
-            if all(cost["value"] <= cost["limit"] for cost in self.candidates.measured(self.network).values()):
+            costs = self.candidates.measured(self.candidates.as_returned(self.network)).values()
+            if all(cost["value"] <= cost["limit"] for cost in costs):
                 return
             kept = np.array(widths(self.masks))
             fewer = self.candidates.widths(0.93 * kept / self.candidates.sizes)
@@ -272,6 +273,7 @@ class _Run:
             while low < high:
                 middle = (low + high + 1) // 2
                 small = self._cut(whole, scores, order[middle], order[middle] if kernels is None else kernels)[0]
+                small = self.candidates.as_returned(small)
                 if all(budget.measure(small, self.example) <= limit for budget, limit in limits):
                     low = middle
                 else:

@@ -47,7 +47,7 @@ class ExactCosts:
 def on_target(
     costs: ExactCosts, scores: Sequence[Tensor], widths: Sequence[int], least: Sequence[int], multiple: int = 1
 ) -> list[int]:
-    """Widths near the given ones with every cost within budget, and at most 1 % below where such are found.
+    """Widths near the given ones with every cost within budget, and within ``costs.near`` of it where such are found.
 
     Greedy: of the changes by a step in one group, else in two, else in three, that narrow the gap, the one that takes
     least worth for what it narrows; of those that take none, the one that narrows it most. The worth of a group is the

@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from rlprune.costs import Budget
 from rlprune.delivery import single
+from rlprune.forward import learning
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
 from rlprune.result import PruningResult
 
 
+@learning
 def uniform(
     network: nn.Module,
     example_input: Tensor,

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from rlprune.data import Dataset
-from rlprune.files import save_weights
+from rlprune.files import save_weights, weights_hash
 from rlprune.forward import accuracy
 from rlprune.result import PruningResult, load
 from rlprune.stages.baseline import trained
@@ -39,9 +39,10 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     tasks = [(name, here.root, method, seed) for method in entry["methods"] for seed in entry["seeds"]]
     beside = side_by_side(_ahead, tasks)
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
-    histories, checkpoints = [], []
+    histories, checkpoints, begun = [], [], {}
     for seed in entry["seeds"]:
-        teacher = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
+        teacher = trained(here, entry["baseline"], of_baseline := here.baseline_seed(name, seed), data)
+        begun[str(of_baseline)] = weights_hash(teacher)
         before = accuracy(teacher, data, data.test)
         for method in entry["methods"]:
             pruned, after_pruning, path = _pruned(here, name, method, seed, data)
@@ -62,6 +63,7 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     head = {
         "network": here.entry("baselines", entry["baseline"])["network"],
         "baseline": entry["baseline"],
+        "baseline_weights": begun,
         "budgets": described(budgets(here, name)),
         "training": training,
     }
@@ -76,7 +78,7 @@ def _pruned(here: Project, name: str, method: str, seed: int, data: Dataset) -> 
     """What the search left for a method and seed, its test accuracy, and where the checkpoint of its training lies."""
     pruned = load(here.weights(here.entry("experiments", name)["suite"], name, "search") / method / str(seed))
     after_pruning = accuracy(pruned.network.to(data.device), data, data.test)
-    which = fingerprint(schedule(here, name), data.describe(), pruned.widths, after_pruning)
+    which = fingerprint(schedule(here, name), data.describe(), weights_hash(pruned.network))
     return pruned, after_pruning, here.checkpoint(name, "finetune", method, seed, which)
 
 

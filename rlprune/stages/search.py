@@ -97,9 +97,10 @@ def searched(
     tasks = [(name, here.root, method, seed, others) for seed, method in runs]
     beside = side_by_side(_ahead, tasks, entry["budgets"])
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
-    histories, checkpoints = [], []
+    histories, checkpoints, begun = [], [], {}
     for seed in entry["seeds"]:
-        network = trained(here, entry["baseline"], here.baseline_seed(name, seed), data)
+        network = trained(here, entry["baseline"], of_baseline := here.baseline_seed(name, seed), data)
+        begun[str(of_baseline)] = weights_hash(network)
         for method in entry["methods"]:
             finished = _finished(here, name, method, seed, others, network, data, progress)
             result = load(finished)
@@ -118,6 +119,7 @@ def searched(
     head = {
         "network": here.entry("baselines", entry["baseline"])["network"],
         "baseline": entry["baseline"],
+        "baseline_weights": begun,
         "budgets": described(limits),
         "search": chosen,
     }

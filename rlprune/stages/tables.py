@@ -70,6 +70,6 @@ def show(suite: str, root: str | Path | None = None) -> str:
     here.members(suite)
     path = here.root / "reports" / suite / "results.csv"
     if not path.is_file():
-        raise InputError(f"There is no report {path.parent}: run `dvc repro {suite}`.")
+        raise InputError(f"There is no report {path.parent}: run `dvc repro tables@{suite}`.")
     table = figures.markdown(pd.read_csv(path, dtype={"seeds": str}))
     return f"{table}\n\nTables and figures are in {path.parent.relative_to(here.root)}/."
