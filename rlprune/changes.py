@@ -110,8 +110,8 @@ def prunetrain_figure(history: pd.DataFrame) -> Figure:
             right.step([0, *mean.index], [100, *mean["macs"]], where="post", color=colour)
             handles.append(key(label, colour))
         finish(left, "Accuracy", "Validation accuracy (%)", "Epoch")
-        finish(right, "What goes on training", "MACs (% of the unpruned network)", "Epoch")
-        right.set_ylim(bottom=0)
+        finish(right, "What goes on training", "MACs (% of unpruned)", "Epoch")
+        right.set_ylim(0, 104)  # a line at 100 in full
         figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     return figure
 
