@@ -146,9 +146,8 @@ class PruningEnv(gymnasium.Env):
         Raises:
             InputError: budgets that cannot be met then.
         """
-        # an unfinished search of an earlier version has neither
-        self.candidates.scores = state.get("scores", self.candidates.scores)
-        self._of_filters = state.get("features", self._of_filters)
+        if "scores" in state:  # not in that of an unfinished search of an earlier version; to ask for them is to learn
+            self.candidates.scores, self._of_filters = state["scores"], state["features"]
         self.candidates.go_on_with(state["unpruned"])
         self.limits = 100 * self.candidates.limits / self.candidates.unpruned
         self.start = np.array(state["start"]) if state["start"] is not None else None

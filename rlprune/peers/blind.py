@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rlprune.candidates import Candidates, Decision
 from rlprune.costs import Budget
 from rlprune.delivery import finish
-from rlprune.errors import InputError, whole_each
+from rlprune.errors import InputError, whole
 from rlprune.evaluate import Evaluator
 from rlprune.forward import learning
 from rlprune.gates import start_of
@@ -45,7 +45,7 @@ def random(
 
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     """
-    whole_each(episodes=(episodes, 1))
+    whole(episodes, "episodes", 1)
     start = time.perf_counter()
     search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, start)
     generator = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ def evolution(
 
     See `rlprune.prune` for the arguments; ``options`` are those of `rlprune.peers.judged.judged`.
     """
-    whole_each(episodes=(episodes, 1))
+    whole(episodes, "episodes", 1)
     began = time.perf_counter()
     start = start_of(start, options.get("criterion", "magnitude"))
     search = _Search(*judged(network, example_input, budgets, data, seed, **options), episodes, progress, began)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rlprune.candidates import Candidates
 from rlprune.costs import Budget, check_budgets
-from rlprune.errors import one_of, whole_each
+from rlprune.errors import one_of, whole
 from rlprune.evaluate import Evaluator, options_of
 from rlprune.gates import criterion_of
 from rlprune.groups import trace
@@ -40,7 +40,7 @@ def judged(
     for name in others:
         one_of("option of this method", name, list(inspect.signature(judged).parameters)[5:-1])
     check_budgets(budgets)
-    whole_each(seed=(seed, 0))
+    whole(seed, "seed")
     groups = trace(network, example_input, exclude)
     images = dataset_of(data, example_input, seed) if data is not None else None
     evaluator = Evaluator(network, groups, images, evaluate, **options_of(evaluation))

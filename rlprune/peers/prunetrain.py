@@ -36,7 +36,7 @@ from rlprune.candidates import Candidates
 from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.delivery import TRIES, delivered
-from rlprune.errors import InputError, whole_each
+from rlprune.errors import InputError, whole
 from rlprune.evaluate import Evaluator, outputs, recover
 from rlprune.files import read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
@@ -106,7 +106,7 @@ def prunetrain(
     training = training if isinstance(training, Training) else Training.of(training or {})
     if data is None:
         raise InputError("PruneTrain trains from scratch: give data.")
-    whole_each(interval=(interval, 1))
+    whole(interval, "interval", 1)
     if not (0 < share < 1 and 0 <= settle < 1 and threshold > 0):
         raise InputError(
             "share must lie in (0, 1), settle in [0, 1) and threshold be above 0, not "
@@ -318,8 +318,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
     if architecture and shapes[0] == shapes[1]:  # a slim network names the architecture that it comes from
         return made.requires_grad_()
     made = rebuild(network, {}).cpu()  # where the same numbers are drawn for every device
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed those of all GPUs, too
+    with seeded(seed, torch.device("cpu")):
         for name, module in made.named_modules():
             reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
             if reset is not None:
