@@ -121,7 +121,7 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
             far = before - high > 2 * (high - low)
             if not far:
                 axis.axvline(before, color="black", linestyle=":", linewidth=1)
-                high = max(high, before)
+                low, high = min(low, before), max(high, before)
             wide, room = 0.17 * (high - low), 0.06 * (high - low)
             axis.set(xlim=(low - room, high + room), ylim=(-0.6, len(part) - 0.4))
             if (part["accuracy"] < lowest).any():

@@ -69,8 +69,8 @@ def page(replayed: Results | None, table: pd.DataFrame) -> str:
         "Malik et al., *Neural Network Pruning Through Constrained Reinforcement Learning*, arXiv 2110.08558. Its "
         "numbers are of single weights set to zero (coarse) or of filters masked (fine), read on images that the "
         "search saw. Ours are of networks from which the filters are gone, within budget, on test images that nothing "
-        "was chosen by. Made by `python -m rlprune tables paper` from what results/ holds of the suites cifar10 (the "
-        "abstract) and published (the searches): *not run* is said of these two alone.",
+        "was chosen by. Made by `python -m rlprune tables paper` from what results/ holds of the suites cifar10 and "
+        "cifar10-gpu (the abstract) and published (the searches): *not run* is said of these alone.",
         "",
         "## The abstract",
         "",

@@ -45,7 +45,9 @@ def macs(network: nn.Module, example_input: Tensor) -> float:
 
     What an `nn.MultiheadAttention` multiplies without calling one is not counted.
     """
-    return float(sum(count * module.weight.numel() for module, count in uses(network, example_input).items()))
+    counts = uses(network, example_input)
+    with _evaluation(network):  # a weight that is computed may change its own state in training
+        return float(sum(count * module.weight.numel() for module, count in counts.items()))
 
 
 def latency(network: nn.Module, example_input: Tensor, repeats: int = 20, warmup: int = 5) -> float:
@@ -220,15 +222,16 @@ class Predictor:
         modules = dict(network.named_modules())
         for name, axis in list(rows)[1:]:
             for tensor_name, dim in carriers(modules[name], axis)[0].items():
-                tensor = getattr(modules[name], tensor_name)
-                if id(tensor) in tensors:
+                tensor = modules[name]._parameters.get(tensor_name)
+                if tensor is not None:
                     tensors[id(tensor)][1][dim] = rows[name, axis]
         weight_uses, computed = Counter(), 0
         for module, count in uses(network, example_input).items():
-            if id(module.weight) in tensors:
-                weight_uses[id(module.weight)] += count
+            if (weight := module._parameters.get("weight")) is not None:
+                weight_uses[id(weight)] += count
             else:  # computed from other parameters, as by weight_norm: such a layer keeps its filters
-                computed += count * module.weight.numel()
+                with _evaluation(network):  # in training it may change its own state
+                    computed += count * module.weight.numel()
         terms = [(0, computed, 0, 0, 1)] if computed else []
         # elements beside the varying dimensions, uses of each per image, row, row, groups of a convolution
         for key, (tensor, dims) in tensors.items():

@@ -132,12 +132,18 @@ def couple(network: nn.Module, example_input: Tensor, excluded: Container[str] =
 
 def _one(network: nn.Module, example_input: Tensor) -> Tensor:
     """The first of several inputs, if the network takes it alone: instance norm, for one, views images as channels."""
+    given = example_input[:1].clone()
     try:
         with torch.no_grad(), evaluating(network):
-            alone = network(example_input[:1])
+            alone = network(given)
         fits = isinstance(alone, Tensor) and alone.ndim == 2 and len(alone) == 1
     except Exception:  # whatever the network's own code raises
         fits = False
+    if given._version:
+        raise InputError(
+            "The network changes its input in place, and the caller's images with it: let it compute a new tensor, as "
+            "in x = x - 0.5 for x.sub_(0.5) or nn.ReLU() for nn.ReLU(inplace=True)."
+        )
     return example_input[:1] if fits else example_input
 
 

@@ -8,6 +8,7 @@ step, which brings the whole reward and the whole cost.
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -19,7 +20,7 @@ from rlprune.candidates import FITS, STARTS, Candidates, Decision
 from rlprune.costs import Budget
 from rlprune.errors import InputError, one_of
 from rlprune.groups import FilterGroups, trace
-from rlprune.importance import Sample, features
+from rlprune.importance import FEATURES, Sample, features
 
 ACTIONS = ["layerwise", "filterwise"]
 HARMONICS = 4
@@ -84,7 +85,7 @@ class PruningEnv(gymnasium.Env):
         start: one of `rlprune.candidates.STARTS`, what shares are relative to.
 
     Attributes:
-        start: shares that 0.5 stands for, (groups,); None where a share is the number itself.
+        relative: whether shares are relative to `start`.
         episodes: a dict per finished episode: decision (`rlprune.candidates.Decision`), shares, summary,
             asked (cost asked for, percent), feasible, seconds.
         limits: the budgets in the unit of ``info["cost"]``, to be handed to the agent.
@@ -119,20 +120,31 @@ class PruningEnv(gymnasium.Env):
         self.limits = 100 * self.candidates.limits / self.candidates.unpruned
         self.episodes: list[dict[str, Any]] = []
         self.imagined: Callable[[np.ndarray], float] | None = None
-        self.groups, self.start = groups, None
-        if start == "ranking":
-            self.start = np.array(self.candidates.thresholded(self.candidates.scores)) / self.candidates.sizes
+        self.groups, self.relative = groups, start == "ranking"
         self._features = self._describe()
         # a criterion that is no feature yet becomes one
-        more = None if isinstance(criterion, str) else self.candidates.scores
-        self._of_filters = features(network, groups, sample, more) if action == "filterwise" else None
+        self._filterwise, self._sample, self._more = action == "filterwise", sample, not isinstance(criterion, str)
         self._weights: list[np.ndarray] = []
-        length = 1 if self._of_filters is None else 1 + self._of_filters[0].shape[1]
+        length = 1 + (len(FEATURES) + self._more if self._filterwise else 0)
         self.action_space = gymnasium.spaces.Box(0.0, 1.0, (length,), np.float32)
         size = self._features.shape[1] + 3 + len(self.limits)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self._shares: list[float] = []
         self._started = time.perf_counter()
+
+    @cached_property
+    def start(self) -> np.ndarray | None:
+        """Shares that 0.5 stands for, (groups,); None where a share is the number itself."""
+        if not self.relative:
+            return None
+        return np.array(self.candidates.thresholded(self.candidates.scores)) / self.candidates.sizes
+
+    @cached_property
+    def _of_filters(self) -> list[Tensor] | None:
+        if not self._filterwise:
+            return None
+        more = self.candidates.scores if self._more else None
+        return features(self.candidates.network, self.groups, self._sample, more)
 
     def state(self) -> dict[str, Any]:
         """What was measured and learned of the network, for a checkpoint: another process would not find the same."""
@@ -158,6 +170,7 @@ class PruningEnv(gymnasium.Env):
         """Start at the first group. The environment has no randomness of its own."""
         super().reset(seed=seed)
         self._shares, self._weights = [], []
+        _ = self.start, self._of_filters, self.candidates.scores  # what must be learned is, before the clock starts
         self._started = time.perf_counter()
         return self._observation(), {}
 

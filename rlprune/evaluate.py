@@ -56,8 +56,9 @@ def recover(network: nn.Module, images: Tensor, target: Tensor | None = None, ri
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
+    before = [[buffer.clone() for buffer in _statistics(norm)] for norm in norms]
     calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
-    linears = [m for m in network.modules() if isinstance(m, nn.Linear)] if target is not None else []
+    linears = [m for m in network.modules() if _is_linear(m)] if target is not None else []
     hooks = [
         m.register_forward_hook(lambda m, x, named, y: calls.append((m, read_by(x, named), y)), with_kwargs=True)
         for m in linears
@@ -78,11 +79,23 @@ def recover(network: nn.Module, images: Tensor, target: Tensor | None = None, ri
         finally:
             for hook in hooks:
                 hook.remove()
-            for norm, momentum in zip(norms, momenta, strict=True):
+            for norm, momentum, statistics in zip(norms, momenta, before, strict=True):
                 norm.momentum = momentum
+                if not norm.num_batches_tracked:  # of a branch that these images do not take
+                    for buffer, values in zip(_statistics(norm), statistics, strict=True):
+                        buffer.copy_(values)
     if made:
         _fit(made[0][0], torch.cat([inputs for _, inputs in made]).double(), target.double(), ridge)
     return bool(made)
+
+
+def _statistics(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether this computes what a linear layer does: one that inherits from it may compute something else."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def _batches(images: Tensor) -> list[Tensor]:

@@ -111,7 +111,8 @@ def suited(network: nn.Module, data: Dataset) -> Dataset:
     few = data.normalise(data.train.images[:2])
     if data.memory_format == torch.contiguous_format or not len(few):
         return data
-    if any(tensor.ndim == 5 for tensor in network.parameters()):  # 3-d convolutions have a format of their own
+    tensors = (*network.parameters(), *network.buffers())
+    if any(tensor.ndim == 5 for tensor in tensors):  # 3-d convolutions have a format of their own
         return data.contiguous()
     half = half_precision(data.device)
     with evaluating(network), half:

@@ -215,6 +215,8 @@ def _check_example(network: nn.Module, example_input: Tensor) -> None:
     """Raise `InputError` for what is not a network and a batch, both on one device."""
     if not isinstance(network, nn.Module):
         raise InputError(f"The network must be a torch.nn.Module, not {type(network).__name__}.")
+    if hasattr(network, "_orig_mod"):
+        raise InputError("The network comes from torch.compile: hand in what was compiled, network._orig_mod.")
     if not isinstance(example_input, Tensor) or example_input.ndim < 2 or len(example_input) < 1:
         given = tuple(example_input.shape) if isinstance(example_input, Tensor) else type(example_input).__name__
         raise InputError(f"The example input must be a tensor of shape (N, …) with N of at least 1, not {given}.")

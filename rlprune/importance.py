@@ -54,7 +54,10 @@ def scores(
     for group, score in zip(groups, _gathered(groups, values, relative), strict=True):
         if score is None:
             lack = "has no batch norm with a scale" if criterion == "batchnorm" else "is not reached by the loss"
-            raise InputError(f"Group {group.name} {lack}: use criterion 'magnitude'.")
+            raise InputError(
+                f"Group {group.name} {lack}: use criterion 'magnitude', or leave the group as it is with "
+                f"exclude=[{group.name!r}]."
+            )
         result.append(score)
     return result
 
@@ -198,6 +201,7 @@ def _taylor(network: nn.Module, images: Tensor, labels: Tensor) -> dict[tuple[st
                     loss = F.cross_entropy(logits, labels[start : start + step], reduction="sum")
                     outputs = [output for _, output, _ in made.values()]
                     gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
+                changes: dict[tuple[nn.Module, int], Tensor] = {}
                 for (module, output, _), gradient in zip(made.values(), gradients, strict=True):
                     if gradient is not None:
                         change = (output * gradient).detach().float()
@@ -205,7 +209,10 @@ def _taylor(network: nn.Module, images: Tensor, labels: Tensor) -> dict[tuple[st
                             change = change.flatten(1, -2).sum(1) if change.ndim > 2 else change
                         else:
                             change = change.flatten(2).sum(2) if change.ndim > 2 else change
-                        totals[module] = totals.get(module, 0) + change.square().sum(0).cpu()
+                        # a gate would act on all calls of a layer at once
+                        changes[module, len(change)] = changes.get((module, len(change)), 0) + change
+                for (module, _), change in changes.items():
+                    totals[module] = totals.get(module, 0) + change.square().sum(0).cpu()
         finally:
             for hook in hooks:
                 hook.remove()

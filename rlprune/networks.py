@@ -6,13 +6,14 @@ ImageNet widths; ResNet-20/56: the same paper's section 4.2 (16, 32, 64
 filters), with 1×1 convolutions where a shortcut changes shape.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rlprune._torchvision import torchvision
-from rlprune.errors import one_of
+from rlprune.errors import InputError, one_of
 
 VGG_LAYERS: dict[str, list[int | str]] = {
     "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
@@ -140,10 +141,43 @@ def build(name: str, classes: int = 10, seed: int = 0) -> nn.Module:
     return network
 
 
+# what a layer states of its own size, beside the shapes of its tensors
+SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters")
+PAIRS = ("kernel_size", "padding")  # that a method may change, too
+
+
 def architecture_of(network: nn.Module) -> dict[str, Any]:
-    """What `build` makes such a network from, by argument; empty for one of the caller's own."""
+    """What `build` makes such a network from, by argument, whatever its layers' sizes; empty for one of the caller's
+    own, and for one that was changed since, as by another activation or stride.
+    """  # noqa: D205
     found = getattr(network, "architecture", None)
-    return dict(found) if isinstance(found, dict) and set(found) == {"name", "classes"} else {}
+    if not isinstance(found, dict) or set(found) != {"name", "classes"}:
+        return {}
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            with torch.device("meta"):  # without memory
+                made = build(**found)
+        except InputError:  # someone else's attribute of that name
+            return {}
+        except Exception:  # of an initialisation that looks at values
+            made = build(**found)
+    return dict(found) if _settings(network) == _settings(made) else {}
+
+
+def _settings(network: nn.Module) -> dict[str, Any]:
+    """Kind of every module, and what it states of itself in plain values but for `SIZES` and `PAIRS`."""
+    plain = (bool, int, float, str, tuple)
+    return {
+        name: (
+            type(module),
+            {
+                key: value
+                for key, value in vars(module).items()
+                if not key.startswith("_") and key not in (*SIZES, *PAIRS, "training") and isinstance(value, plain)
+            },
+        )
+        for name, module in network.named_modules()
+    }
 
 
 def check_name(name: str) -> None:

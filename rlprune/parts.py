@@ -55,6 +55,7 @@ def _both(first: Stage, second: Stage) -> Stage:
                 f"{second.folder} and {first.folder} are parts of one experiment and differ in {key!r}: run the older "
                 "one again, or take its part_of out of params.yaml."
             )
+    _check_baselines(first, second)
     methods = {method: dict(runs) for method, runs in first.metrics["methods"].items()}
     for method, runs in second.metrics["methods"].items():
         if twice := sorted(set(runs) & set(methods.get(method, {}))):
@@ -70,6 +71,20 @@ def _both(first: Stage, second: Stage) -> Stage:
     if weights := {**second.metrics.get("baseline_weights", {}), **first.metrics.get("baseline_weights", {})}:
         metrics["baseline_weights"] = weights
     return Stage(metrics, history, first.folder, (*first.parts, second))
+
+
+def _check_baselines(first: Stage, second: Stage) -> None:
+    """Raise `InputError` where baselines differ in accuracy: older results do not have their weights' hash."""
+    before: dict[str, set[float]] = {}
+    for stage in (first, second):
+        for runs in stage.metrics["methods"].values():
+            for seed, run in runs.items():
+                before.setdefault(seed, set()).update({run["baseline_accuracy"]} if "baseline_accuracy" in run else ())
+    if differ := [seed for seed, found in before.items() if len(found) > 1]:
+        raise InputError(
+            f"{second.folder} and {first.folder} are parts of one experiment and began with baselines of different "
+            f"accuracy (seed {differ[0]}): run the older one again, or take its part_of out of params.yaml."
+        )
 
 
 def _agree(first: Any, second: Any) -> bool:

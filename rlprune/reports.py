@@ -41,7 +41,8 @@ def report(
 ) -> pd.DataFrame:
     """Write the table and every figure of some experiments: results.csv, results.md, margins.csv and, as PNG and SVG,
     accuracy_against_<cost>, curves_, progress_ and widths_<experiment>, and training_<baseline>. Where there are many
-    methods, accuracy_by_method stands for accuracy_against_parameters.
+    methods, accuracy_by_method stands for accuracy_against_parameters, which then shows no more than can be held
+    against what other papers report, if anything.
 
     All is made in a folder beside ``folder`` and then put in place, so that a failure leaves the old report.
     Figures of an earlier report go; files that no report writes stay. Curves and progress of an experiment in which
@@ -64,11 +65,13 @@ def report(
         # of many methods some would hide others
         single = table.groupby(["dataset", "network"])["budget"].nunique().max() == 1
         piled = table.groupby("experiment")["method"].nunique().max() > (3 if single else 6)
+        if piled:
+            save(accuracy_by_method(table), partial / "accuracy_by_method")
         for cost in COUNTED:
-            if cost == "parameters" and piled and not others:
-                save(accuracy_by_method(table), partial / "accuracy_by_method")
-            else:
-                save(accuracy_against(table, cost, reported=len(trained) > 0), partial / f"accuracy_against_{cost}")
+            shown = trained if piled and cost == "parameters" else table
+            if shown is table or others:
+                reported = len(shown) == len(trained)
+                save(accuracy_against(shown, cost, reported), partial / f"accuracy_against_{cost}")
         if len(margins := agents_margins(loaded)):
             margins.round(4).to_csv(partial / "margins.csv", index=False, lineterminator="\n")
         for name, baseline in loaded.baselines.items():
@@ -77,7 +80,9 @@ def report(
             save(widths(search.metrics), partial / f"widths_{name}")
             if search.history.groupby(["method", "seed"])["steps"].count().gt(1).any():
                 save(search_curves(search.history, limits(search.metrics)), partial / f"curves_{name}")
-                rewards = pd.DataFrame(search.metrics["methods"]).map(lambda run: run["reward"], na_action="ignore")
+                rewards = pd.DataFrame(search.metrics["methods"]).map(
+                    lambda run: run.get("reward", float("nan")), na_action="ignore"
+                )
                 save(search_progress(search.history, rewards.mean().to_dict()), partial / f"progress_{name}")
         more = spreads(margins) + extras(loaded) + others
         text = page(loaded, table, {file.name for file in partial.iterdir()}, notes, more)

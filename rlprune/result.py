@@ -20,7 +20,7 @@ from rlprune.files import (
     write_json,
 )
 from rlprune.masking import memory_format, rebuild
-from rlprune.networks import build
+from rlprune.networks import PAIRS, SIZES, build
 
 
 @dataclass
@@ -161,20 +161,15 @@ def _save_program(program: torch.export.ExportedProgram, path: Path) -> None:
         torch.export.save(program, file)
 
 
-# what a layer states of its own size, beside the shapes of its tensors
-_SIZES = ("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters")
-_PAIRS = ("kernel_size", "padding")  # that a method may change, too
-
-
 def _layers(network: nn.Module) -> dict[str, dict[str, Any]]:
-    """Kind, sizes and tensor shapes of every module that holds tensors."""
+    """Kind, sizes and tensor shapes of every module that has sizes or holds tensors."""
     layers = {}
     for name, module in network.named_modules():
         tensors = {**module._parameters, **module._buffers}
         shapes = {key: list(tensor.shape) for key, tensor in tensors.items() if tensor is not None}
-        if shapes:
-            sizes = {key: value for key in _SIZES if isinstance(value := module.__dict__.get(key), int)}
-            sizes |= {key: list(value) for key in _PAIRS if isinstance(value := module.__dict__.get(key), tuple)}
+        sizes = {key: value for key in SIZES if isinstance(value := module.__dict__.get(key), int)}
+        if shapes or sizes:
+            sizes |= {key: list(value) for key in PAIRS if isinstance(value := module.__dict__.get(key), tuple)}
             layers[name] = {"kind": type(module).__name__, **sizes, "tensors": shapes}
     return layers
 
@@ -197,11 +192,13 @@ def _resize(network: nn.Module, layers: dict[str, dict[str, Any]]) -> None:
                 store[key] = made[tensor]
             elif list(tensor.shape) != shape:
                 values = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-                store[key] = made[tensor] = nn.Parameter(values) if isinstance(tensor, nn.Parameter) else values
-        for key in _SIZES:
+                if isinstance(tensor, nn.Parameter):
+                    values = nn.Parameter(values, requires_grad=tensor.requires_grad)
+                store[key] = made[tensor] = values
+        for key in SIZES:
             if key in layer:
                 setattr(module, key, layer[key])
-        for key in _PAIRS:
+        for key in PAIRS:
             if key in layer:
                 setattr(module, key, tuple(layer[key]))
 

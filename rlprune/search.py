@@ -268,11 +268,11 @@ def options_for(
         "multiplier": "pid",
     }
     # near something good large steps would only lead away: what was learned elsewhere, or what the criterion decides
-    if begun or env.start is not None:
+    if begun or env.relative:
         own["initial_log_std"] = -2.5 if filterwise else -2.2
     if begun and not filterwise:
         own["learning_rate"] = 2e-3
-    if env.start is not None:
+    if env.relative:
         own |= {
             "learning_rate": 3e-4 if filterwise else 1e-3,
             "initial_action": [0.5, *(0.9 if name == criterion else 0.5 for name in names)],

@@ -29,6 +29,10 @@ _COLUMNS = {
     "search": ["method", "seed", "steps", "reward", "best"],
     "finetune": ["method", "seed", "epoch"],
 }
+_NUMBERS = {  # of each run
+    "search": ["widths", "costs", "evaluations", "seconds"],
+    "finetune": ["baseline_accuracy", "pruned_accuracy", "accuracy", "seconds"],
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,13 @@ def load_results(suite: str, experiments: Sequence[str], results: str | Path = "
                     f"{method} (seed {seed}): {_remedy(suite, name, 'finetune')}."
                 )
         for stage in (search, finetunes[name]):
+            for method, seed in sorted(was):
+                run = stage.metrics["methods"][method][seed]
+                if lacking := [key for key in _NUMBERS[stage.folder.name] if key not in run]:
+                    raise InputError(
+                        f"Result file {stage.folder}/metrics.json lacks {lacking[0]!r} of {method} (seed {seed}): "
+                        f"{_remedy(suite, name, stage.folder.name)}."
+                    )
             # the history is written first: where a stage was killed right then, it tells of runs without an outcome
             rows = zip(stage.history["method"], stage.history["seed"].astype(str), strict=True)
             if odd := sorted(set(rows) - was):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_masking import case, random_masks
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlprune import costs
@@ -182,3 +183,15 @@ def test_a_cost_that_raises_is_named():
         Budget(broken, 0.5).measure(network, IMAGES)
     assert network.training
     assert Budget(lambda *_: torch.tensor(3), 0.5, name="three").measure(network, IMAGES) == 3.0
+
+
+def test_counting_leaves_a_weight_with_a_state_as_it_was():
+    network = nn.Sequential(
+        parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 10)
+    ).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    example = torch.zeros(1, 3, 8, 8)
+    assert costs.macs(network, example) == 36 * 27 * 8 + 16 * 72 * 8 + 1280
+    groups = trace(network, example)
+    assert Predictor(network, groups, example).macs([group.size for group in groups]) == costs.macs(network, example)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -190,3 +190,34 @@ def test_bad_options(digits, trained, example):
 def test_too_few_images_to_recover_on_are_named(digits, trained, example):
     with pytest.raises(InputError, match="at least 2 training images, not 1; recalibration=0 needs none"):
         evaluate.Evaluator(trained, trace(trained, example), digits, recalibration=1)
+
+
+def test_a_batch_norm_that_is_not_reached_keeps_its_statistics():
+    class Tasks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
+            for norm in self.norms:
+                norm.running_mean.fill_(2.0)
+                norm.num_batches_tracked.fill_(7)
+
+        def forward(self, images):
+            return self.norms[0](images).mean((2, 3))
+
+    network = Tasks().eval()
+    evaluate.recover(network, torch.randn(20, 3, 4, 4))
+    assert network.norms[0].running_mean.abs().max() < 1
+    assert network.norms[1].running_mean.eq(2).all()
+    assert network.norms[1].num_batches_tracked == 7
+
+
+def test_a_layer_that_only_inherits_from_linear_is_not_fitted():
+    class Cosine(nn.Linear):
+        def forward(self, features):
+            return 10 * nn.functional.normalize(features, dim=1) @ nn.functional.normalize(self.weight, dim=1).T
+
+    network, images = nn.Sequential(nn.Flatten(), Cosine(12, 5, bias=False)).eval(), torch.randn(40, 3, 2, 2)
+    with torch.no_grad():
+        target = network(images)
+        assert not evaluate.recover(network, images, target)
+        assert torch.equal(network(images), target)

@@ -725,6 +725,40 @@ def test_many_methods_at_one_budget_stand_below_each_other(tmp_path):
     assert drawn == pytest.approx(table["accuracy"][::-1].tolist())
 
 
+def test_many_methods_keep_their_figure_beside_a_network_that_others_report(tmp_path):
+    many = make(tmp_path, methods=("layerwise", "random", "uniform", "taylor"))
+    long = make(tmp_path, "long", methods=("genetic",))
+    for stage in ("search", "finetune"):
+        file = tmp_path / "quick" / long / stage / "metrics.json"
+        other = {"dataset": "cifar10", "network": "vgg16", "training": {"epochs": 16}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | other))
+    reports.report("quick", [many, long], tmp_path / "reports", tmp_path)
+    names = {file.name for file in (tmp_path / "reports").iterdir()}
+    assert {"accuracy_by_method.png", "accuracy_against_macs.png", "accuracy_against_parameters.png"} <= names
+    drawn = (tmp_path / "reports/accuracy_against_parameters.svg").read_text()
+    assert "CHIP" in drawn
+    assert "VGG-11" not in drawn  # fine-tuned too briefly to stand beside what others report
+
+
+def test_an_unpruned_network_below_all_methods_is_in_sight(tmp_path):
+    table = tables.results_table(load(tmp_path, make(tmp_path, methods=("layerwise", "uniform"))))
+    (axis,) = figures.accuracy_by_method(table.assign(accuracy_before=table["accuracy"].min() - 3)).axes
+    (line,) = [line for line in axis.lines if line.get_linestyle() == ":"]
+    assert axis.get_xlim()[0] < line.get_xdata()[0] < axis.get_xlim()[1]
+
+
+@pytest.mark.parametrize(("stage", "lost"), [("search", "evaluations"), ("finetune", "pruned_accuracy")])
+def test_a_number_that_a_run_lacks_is_named_with_the_stage_to_run(tmp_path, stage, lost):
+    name = make(tmp_path)
+    file = tmp_path / "quick" / name / stage / "metrics.json"
+    metrics = json.loads(file.read_text())
+    del metrics["methods"]["uniform"]["0"][lost]
+    file.write_text(json.dumps(metrics))
+    fault = rf"{stage}/metrics.json lacks '{lost}' of uniform \(seed 0\): .*python -m rlprune {stage} {name}`"
+    with pytest.raises(InputError, match=fault):
+        load(tmp_path, name)
+
+
 def test_the_progress_of_two_seeds_lies_between_them():
     history = episodes(["layerwise"], (0, 1), ["parameters"], count=6)
     history["best"] = history["seed"] + 10 * history["episode"]
@@ -778,6 +812,17 @@ def test_before_and_after_shows_each_cost_and_layer():
     assert [bar.get_height() for bar in axes[0].patches] == [5.0, 2.1]
     assert [len(axis.lines) for axis in axes[:2]] == [1, 0]  # the budget
     assert [bar.get_height() for bar in axes[2].patches] == [*LAYERS.values(), *(k for k, _ in kept.values())]
+
+
+def test_parts_of_baselines_of_different_accuracy_are_refused(tmp_path):
+    whole, part = make(tmp_path), make(tmp_path, "part", methods=("smof",))
+    parts.joined(load(tmp_path, whole, part), {part: whole})
+    file = tmp_path / "quick" / part / "finetune/metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["methods"]["smof"]["0"]["baseline_accuracy"] += 0.1
+    file.write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match=r"began with baselines of different accuracy \(seed 0\)"):
+        parts.joined(load(tmp_path, whole, part), {part: whole})
 
 
 def test_parts_of_different_baselines_are_refused(tmp_path):

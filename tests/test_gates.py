@@ -87,3 +87,11 @@ def test_bad_input_is_one_sentence(trained, digits):
         run(prune, trained, digits, criterion="gate")
     with pytest.raises(InputError, match="criterion of a search for every budget"):
         pareto(trained, digits.example, "macs", digits, criterion="gates")
+
+
+@pytest.mark.parametrize("action", ["layerwise", "filterwise"])
+def test_a_search_that_goes_on_does_not_learn_its_gates_again(trained, digits, tmp_path, monkeypatch, action):
+    how = {"action": action, "episodes": 10, "checkpoint": tmp_path / "state.pt"}
+    first = run(prune, trained, digits, **how)
+    monkeypatch.setattr(gates.Gates, "__init__", lambda *args, **options: pytest.fail("learned again"))
+    assert run(prune, trained, digits, **how).widths == first.widths

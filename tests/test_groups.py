@@ -523,3 +523,18 @@ def test_tracing_leaves_the_global_generator_as_it_was():
     torch.manual_seed(0)
     trace(network, torch.zeros(1, 3, 8, 8))
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), nn.Hardtanh(inplace=True)])
+def test_a_network_that_changes_its_input_is_refused(first):
+    network = nn.Sequential(first, nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    images = torch.full((1, 3, 8, 8), -2.0)
+    with pytest.raises(InputError, match="changes its input in place"):
+        trace(network, images)
+    assert images.eq(-2).all()
+
+
+def test_a_compiled_network_is_refused_by_name():
+    network = torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10)), backend="eager")
+    with pytest.raises(InputError, match="hand in what was compiled, network._orig_mod"):
+        trace(network, torch.zeros(1, 3, 8, 8))

@@ -151,3 +151,17 @@ def test_bad_input_is_named():
         scores(network, groups, "taylor")
     with pytest.raises(InputError, match="Group 0 has no batch norm"):
         scores(network, groups, "batchnorm")
+
+
+def test_taylor_of_a_layer_that_runs_twice_is_that_of_one_gate():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+
+        def forward(self, images):
+            return self.last((self.shared(images) - self.shared(images)).mean((2, 3)))
+
+    network = Twins()
+    (score,) = scores(network, trace(network, EXAMPLE), "taylor", sample(), relative=False)
+    assert score.abs().max() < 1e-6  # the two cancel: without a filter nothing changes

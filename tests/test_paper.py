@@ -183,3 +183,11 @@ def test_filters_that_a_grouped_convolution_ties_have_the_mean_of_their_scores()
     assert group.size == 4
     action = np.arange(8.0)
     assert paper._of_filters(group, action).tolist() == [0.5, 2.5, 4.5, 6.5]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "fault"), [(nn.Conv2d, "must be a sequence of names or types"), ("0", "must be a sequence of names")]
+)
+def test_layers_to_exclude_are_checked(trained, digits, exclude, fault):
+    with pytest.raises(InputError, match=fault):
+        peers.paper_coarse(trained, digits.example, [Budget("parameters", 0.5)], digits, exclude=exclude)

@@ -388,3 +388,29 @@ def test_a_stopped_training_goes_on_under_a_cost_that_is_measured(trained, digit
     result = pruned(trained, digits, **how)
     assert len(result.history) == SHORT["epochs"]
     assert result.costs["noisy"]["limit"] == 0.5 * before[0]  # not half of what it was when it went on
+
+
+def test_another_activation_than_the_built_ones_is_trained():
+    network = networks.build("vgg11")
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.ReLU):
+            network.set_submodule(name, nn.SiLU())
+    kinds = [type(module) for module in fresh(network, 0).modules()]
+    assert kinds.count(nn.SiLU) > 0
+    assert nn.ReLU not in kinds
+
+
+def test_activations_of_a_module_that_splits_are_counted():
+    class Split(nn.Module):
+        def forward(self, images):
+            return images.chunk(2, 1)
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.split = Split()
+
+        def forward(self, images):
+            return sum(self.split(images))
+
+    assert activations(Both(), torch.zeros(1, 4, 3, 3)) == 36

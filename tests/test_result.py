@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from rlprune import Budget, costs, load, networks, peers
 from rlprune.errors import InputError
@@ -201,3 +202,43 @@ def test_a_network_in_double_precision_is_exported(found, tmp_path):
     program = torch.export.load(double.export_program(tmp_path / "a.pt2")).module()
     example = torch.zeros(3, *found.input_shape, dtype=torch.float64)
     assert torch.allclose(program(example), double.network(example))
+
+
+@pytest.mark.parametrize("change", ["stride", "pooling"])
+def test_a_network_changed_since_it_was_built_is_needed_to_load(digits, tmp_path, change):
+    network = networks.build("resnet20")
+    if change == "stride":
+        network.stem[0].stride = (2, 2)
+    else:
+        network.pool = nn.AdaptiveMaxPool2d(1)
+    images = torch.randn(2, 3, 32, 32)
+    result = peers.uniform(
+        network, images[:1], [Budget("parameters", 0.3)], evaluate=lambda network: 0.0, progress=False
+    )
+    result.save(tmp_path)
+    with pytest.raises(InputError, match="hand its unpruned architecture to load"):
+        load(tmp_path)
+    assert torch.equal(load(tmp_path, network).network.eval()(images), result.network.eval()(images))
+
+
+@pytest.mark.parametrize("name", [*networks.NAMES, "torchvision.resnet18", "torchvision.regnet_y_400mf"])
+def test_a_network_as_it_was_built_is_known_by_name(name):
+    network = networks.build(name, classes=7)
+    assert networks.architecture_of(network) == {"name": name, "classes": 7}
+
+
+def test_a_loaded_network_is_as_frozen_as_the_saved_one(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    network.requires_grad_(False)
+    budget = Budget("parameters", 0.6)
+    result = peers.uniform(network, torch.randn(1, 3, 8, 8), [budget], evaluate=lambda network: 0.0, progress=False)
+    result.save(tmp_path)
+    again = load(tmp_path, network).network
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    assert again[1].num_features == again[0].out_channels == result.network[1].num_features < 8
+
+
+def test_an_attribute_of_ones_own_is_no_architecture():
+    network = nn.Linear(3, 2)
+    network.architecture = {"name": "mine", "classes": 2}
+    assert networks.architecture_of(network) == {}

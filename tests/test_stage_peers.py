@@ -170,12 +170,29 @@ def test_bad_entry_is_one_sentence_before_any_work(tmp_path, change, fault):
 @pytest.mark.parametrize("whole", ["nothing", "more"])
 def test_a_part_belongs_to_an_experiment_of_its_suite(tmp_path, whole):
     params = json.loads(json.dumps(TINY))
-    params["comparisons"]["more"] = {**params["comparisons"]["all"], "seeds": [0], "part_of": "all"}
+    params["comparisons"]["more"] = {**params["comparisons"]["all"], "methods": ["taylor"], "part_of": "all"}
     write(tmp_path, params)
     assert "2 experiments are in order" in check.run(tmp_path)
     params["comparisons"]["more"]["part_of"] = whole
     write(tmp_path, params)
-    with pytest.raises(InputError, match=rf"experiments.more.part_of in params.yaml must name .* not '{whole}'"):
+    with pytest.raises(InputError, match=rf"comparisons.more.part_of in params.yaml must name .* not '{whole}'"):
+        check.run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"budgets": {"parameters": 0.2}}, "comparisons.more in .* is part of 'all' and differs from it in 'budgets'"),
+        ({"training": {"epochs": 2}}, "is part of 'all' and differs from it in 'training'"),
+        ({"methods": ["taylor", "hfp"]}, "comparisons.more and comparisons.all .* both have hfp with seed 0"),
+    ],
+)
+def test_a_part_that_will_not_fit_its_whole_is_refused_before_it_runs(tmp_path, change, fault):
+    params = json.loads(json.dumps(TINY))
+    more = {**params["comparisons"]["all"], "methods": ["taylor"], "part_of": "all", **change}
+    params["comparisons"]["more"] = more
+    write(tmp_path, params)
+    with pytest.raises(InputError, match=fault):
         check.run(tmp_path)
 
 

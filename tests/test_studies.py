@@ -67,6 +67,7 @@ TINY = {
         "schedule": {
             **COMMON,
             "kind": "schedule",
+            "needs": "weights/tiny/first/search",
             "budgets": {"parameters": 0.2},
             "begin": "first",
             "training": {"epochs": 1, "batch_size": 64, "distillation": 0.5},
@@ -176,6 +177,7 @@ def test_front_study_spends_equal_evaluations(here):
     spent = found.groupby("search")["evaluations"]
     assert spent.first()["front"] <= 40  # rounded down to whole updates, the last looks at its points among them
     assert spent.first()["front"] > 40 - 10
+    assert (found["seconds"] > 0).all()
     assert spent.sum()["separate"] == 40
     assert (found["cost"] <= found["budget"]).all()
     assert sorted(found.loc[found["search"] == "separate", "budget"]) == [20, 50]
@@ -253,8 +255,10 @@ def test_schedule_study_trains_the_agents_network(here):
 
 
 def test_prunetrain_study_counts_what_is_saved_of_a_dense_training(here):
-    study.run("lean", here, progress=False)
+    metrics = study.run("lean", here, progress=False)
     found = rows(here, "lean")
+    hits = found["accuracy"] / 100 * metrics["validation_images"]  # whole numbers: all are judged by all of the images
+    assert hits.tolist() == pytest.approx(hits.round().tolist(), abs=1e-3)
     assert found.groupby("training", sort=False)["epoch"].apply(list).to_dict() == {
         label: [1, 2] for label in ("dense", "weak", "strong")
     }
@@ -396,6 +400,12 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("reward", {"training": {"epoch": 1}}, "Unknown training parameter 'epoch'"),
         ("schedule", {"changes": {"default": {}, "odd": {"rate": 1}}}, "Unknown training parameter 'rate'"),
         ("schedule", {"begin": None}, "lacks 'begin'"),
+        (
+            "schedule",
+            {"needs": "weights/baselines/small"},
+            "its 'needs' must be weights/tiny/first/search, not weights",
+        ),
+        ("transfer", {"begin": "other"}, "its 'needs' must be weights/baselines/other, not results"),
         ("front", {"points": None}, "lacks 'points'"),
         ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
         ("lean", {"changes": {"odd": {"seed": 3}}}, "Unknown change to PruneTrain 'seed'"),

@@ -12,7 +12,7 @@ from torch import nn
 from rlprune import files, forward, networks, training
 from rlprune.errors import InputError
 from rlprune.files import weights_hash
-from rlprune.forward import accuracy
+from rlprune.forward import accuracy, suited
 from rlprune.own import from_tensors
 from rlprune.training import Training, fit
 
@@ -419,3 +419,9 @@ def test_code_that_cannot_do_with_bfloat16_has_a_way_out(digits, monkeypatch):
     monkeypatch.setenv("RLPRUNE_PRECISION", "int8")
     with pytest.raises(InputError, match="Unknown RLPRUNE_PRECISION 'int8'"):
         fit(Float(), digits, SCHEDULE, progress=None)
+
+
+def test_a_buffer_of_five_dimensions_has_no_channels_last(digits):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    network.register_buffer("grid", torch.zeros(1, 1, 2, 2, 2))
+    assert suited(network, digits).memory_format == torch.contiguous_format

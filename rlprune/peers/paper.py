@@ -10,7 +10,7 @@ multiplied by their action, and counted as gone those below 0.5, so that 0.49 co
 import copy
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,7 +243,10 @@ def _search(
     check_budgets(budgets)
     if len(budgets) != 1 or not budgets[0].is_named("parameters") or not budgets[0].relative:
         raise InputError("The published search takes one budget, a share of the parameters.")
-    options = {**options, "exclude": [*options.get("exclude", ()), *UNKNOWN]}
+    exclude = options.get("exclude", ())
+    if isinstance(exclude, Iterable) and not isinstance(exclude, str | type):  # else `trace` names the fault
+        exclude = [*exclude, *UNKNOWN]
+    options = {**options, "exclude": exclude}
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **options)
     if evaluator.data is None:
         raise InputError("The published search judges by accuracy on training images: give data.")

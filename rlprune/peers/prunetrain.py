@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from rlprune.candidates import Candidates
@@ -332,8 +333,12 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
 def activations(network: nn.Module, example_input: Tensor) -> int:
     """Numbers that the innermost modules put out for one image: what training keeps in memory of it."""
     sizes: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        sizes.extend(leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
     inner = [module for module in network.modules() if next(module.children(), None) is None]
-    hooks = [module.register_forward_hook(lambda m, x, y: sizes.append(y.numel())) for module in inner]
+    hooks = [module.register_forward_hook(count) for module in inner]
     mode = network.training
     network.eval()(example_input[:1])
     network.train(mode)

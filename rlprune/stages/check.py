@@ -36,8 +36,9 @@ def run(root: str | Path | None = None) -> str:
         wanted = [here.baseline_seed(name, seed) for seed in entry["seeds"]]
         if not set(wanted) <= set(seeds):
             raise InputError(
-                f"experiments.{name} wants the seeds {wanted} of baseline {entry['baseline']}, which is trained with "
-                f"{seeds} only: add the missing ones there, or name one as baseline_seed."
+                f"{here.where('experiments', name)} wants the seeds {wanted} of baseline "
+                f"{entry['baseline']}, which is trained with {seeds} only: add the missing ones there, or name one as "
+                "baseline_seed."
             )
         search.settings(
             here, name, peers.METHODS if name in (here.params.get("comparisons") or {}) else search.REFERENCES

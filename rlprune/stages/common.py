@@ -7,6 +7,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ OPTIONAL = {
         "around",
     },
 }
+SHARED = ("baseline", "baseline_seed", "budgets", "search", "training")  # by all parts of an experiment
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,27 @@ class Project:
         """
         entries = self.experiments if group == "experiments" else self.params.get(group) or {}
         one_of({"studies": "study"}.get(group, group[:-1]), name, entries)
-        entry = entries[name] or {}
+        entry, where = entries[name] or {}, self.where(group, name)
         if not isinstance(entry, dict):
-            raise InputError(f"{group}.{name} in params.yaml must map names to values, not {entry!r}.")
+            raise InputError(f"{where} in params.yaml must map names to values, not {entry!r}.")
         missing = sorted(REQUIRED[group] - set(entry))
         unknown = sorted(set(entry) - REQUIRED[group] - OPTIONAL.get(group, set()))
         if missing or unknown:
             fault = f"lacks {missing[0]!r}" if missing else f"has the unknown key {unknown[0]!r}"
             known = ", ".join(sorted(REQUIRED[group] | OPTIONAL.get(group, set())))
-            raise InputError(f"{group}.{name} in params.yaml {fault}. Its keys are: {known}.")
+            raise InputError(f"{where} in params.yaml {fault}. Its keys are: {known}.")
         for key, rule in ENTRIES[group].items():
             if key in entry:
-                must(f"{group}.{name}.{key} in params.yaml", rule, entry[key])
+                must(f"{where}.{key} in params.yaml", rule, entry[key])
         for key in sorted({"seeds", "methods"} & set(entry)):
             if len(set(entry[key])) < len(entry[key]):
-                raise InputError(f"{group}.{name}.{key} in params.yaml names something twice: {entry[key]!r}.")
+                raise InputError(f"{where}.{key} in params.yaml names something twice: {entry[key]!r}.")
         return entry
+
+    def where(self, group: str, name: str) -> str:
+        """The place of an entry in params.yaml, for messages: experiments with peers are called comparisons there."""
+        peers = group == "experiments" and name in (self.params.get("comparisons") or {})
+        return f"{'comparisons' if peers else group}.{name}"
 
     @property
     def experiments(self) -> dict[str, Any]:
@@ -110,16 +117,32 @@ class Project:
         """Experiments of a suite that are parts of others, and of which.
 
         Raises:
-            InputError: a part of something that is no experiment of the suite, or is itself a part.
+            InputError: a part of something that is no experiment of the suite, or is itself a part; that differs from
+                its whole in what all parts share, or has a method and seed that another part has.
         """
         members = {name: self.entry("experiments", name) for name in self.members(suite)}
         found = {name: entry["part_of"] for name, entry in members.items() if "part_of" in entry}
         for name, whole in found.items():
             if whole not in members or whole in found:
                 raise InputError(
-                    f"experiments.{name}.part_of in params.yaml must name an experiment of suite {suite!r} that is no "
-                    f"part itself, not {whole!r}."
+                    f"{self.where('experiments', name)}.part_of in params.yaml must name an experiment of suite "
+                    f"{suite!r} that is no part itself, not {whole!r}."
                 )
+            for key in SHARED:
+                if members[name].get(key) != members[whole].get(key):
+                    raise InputError(
+                        f"{self.where('experiments', name)} in params.yaml is part of {whole!r} and differs from it in "
+                        f"{key!r}: give both the same, or take part_of out."
+                    )
+        taken: dict[tuple[str, ...], str] = {}
+        for name, entry in members.items():
+            for run in product([found.get(name, name)], entry["methods"], map(str, entry["seeds"])):
+                if run in taken:
+                    raise InputError(
+                        f"{self.where('experiments', name)} and {taken[run]} in params.yaml are parts of one "
+                        f"experiment and both have {run[1]} with seed {run[2]}: take it out of one of them."
+                    )
+                taken[run] = self.where("experiments", name)
         return found
 
     def members(self, suite: str) -> list[str]:
@@ -138,7 +161,7 @@ def budgets(here: Project, name: str) -> list[Budget]:
 
     given = here.entry("experiments", name)["budgets"]
     fault = InputError(
-        f"experiments.{name}.budgets in params.yaml must be like {{parameters: 0.1}} or "
+        f"{here.where('experiments', name)}.budgets in params.yaml must be like {{parameters: 0.1}} or "
         f"{{latency: {{limit: 5.0, relative: false}}}}, not {given!r}."
     )
     if not isinstance(given, dict) or not given:

@@ -51,8 +51,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
       of ``budgets`` with its part of those.
     - transfer: a search that begins with what an agent learned in as long a search on the baseline ``begin``, against a
       fresh one.
-    - ablation: searches with ``changes`` to the suite's settings or to the action space, the first of them the default,
-      by name. What is each part of the search worth?
+    - ablation: searches with ``changes`` to the suite's criterion and evaluation or to other arguments of
+      `rlprune.prune`, the first of them the default, by name. What is each part of the search worth?
     - schedule: the network that the layer-wise agent left in the experiment ``begin``, fine-tuned by ``training`` with
       ``changes``, the first of them the default. What is each part of the schedule worth on validation images?
     - prunetrain: PruneTrain with ``changes`` to its arguments, by name, beside dense training of the same length, both
@@ -195,16 +195,19 @@ def _learning(entry: Row) -> int:
 def _front(
     here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
 ) -> list[Row]:
-    """The networks that one search returns: budget and cost in percent of the unpruned network's, reward."""
+    """The networks that one search returns: budget and cost in percent of the unpruned network's, reward; the search's
+    evaluations and seconds.
+    """  # noqa: D205
     ((cost, shares),) = entry["budgets"].items()
     how = {"seed": task["seed"], "checkpoint": state, "progress": progress, **_evaluation(here, entry)}
     if task["search"] == "front":
         front = pareto(network, data.example, cost, data, _learning(entry), entry["points"], **how)
-        return front.table.assign(evaluations=len(front.history)).to_dict("records")
+        seconds = next(iter(front.results.values())).seconds
+        return front.table.assign(evaluations=len(front.history), seconds=seconds).to_dict("records")
     episodes = entry["episodes"] // len(shares)
     result = prune(network, data.example, [Budget(cost, task["budget"] / 100)], data, episodes, **how)
     percent = 100 * next(iter(result.costs.values()))["share"]
-    return [{"cost": percent, "reward": result.reward, "evaluations": result.evaluations}]
+    return [{"cost": percent, "reward": result.reward, "evaluations": result.evaluations, "seconds": result.seconds}]
 
 
 def _beginnings(entry: Row) -> Iterator[Row]:
@@ -288,10 +291,9 @@ def _trained(
     if task["training"] == DENSE:
         kind = here.entry("baselines", entry["baseline"])["network"]
         history = fit(dense := build(kind, data.classes, seed), data, training, seed, checkpoint=state, progress=label)
-        # in the end PruneTrain's network is recalibrated, and judged by these images
-        judge = Evaluator(dense, [], data, **_evaluation(here, entry).get("evaluation", {}))
-        judge.recalibrate(dense)
-        history.loc[history.index[-1], "validation_accuracy"] = judge.judge(dense)
+        # as PruneTrain's network is in the end
+        Evaluator(dense, [], data, **_evaluation(here, entry).get("evaluation", {})).recalibrate(dense)
+        history.loc[history.index[-1], "validation_accuracy"] = accuracy(dense, data, data.validation)
         spent = 100 * history["epoch"] / training.epochs
         history = history.assign(parameters=100.0, macs=100.0, training_macs=spent)
     else:

@@ -14,14 +14,16 @@ from rlprune.studies import report as report_studies
 from rlprune.tables import load_results, results_table
 
 STUDIES = "studies"  # of all studies there is one report, beside those of the suites
-PAPER = "paper"  # and one page of the paper's claims, beside what two suites reached
+PAPER = "paper"  # and one page of the paper's claims, beside what was reached in the suites of CIFAR10 and "published"
+CIFAR10 = ("cifar10", "cifar10-gpu")
 
 
 def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
     """Write ``reports/<suite>/``; return the results table (of the studies: what they have in common, their names).
 
-    ``suite`` may also be "studies", or "paper" for reports/paper.md, from what there is of the suites cifar10 and
-    published. Experiments of a suite that have no results yet are left out, and its report says how to run them.
+    ``suite`` may also be "studies", or "paper" for reports/paper.md, from what there is of the suites cifar10,
+    cifar10-gpu and published. Experiments of a suite that have no results yet are left out, and its report says how to
+    run them.
 
     Raises:
         InputError: no experiment of the suite has results, or they are incomplete or broken.
@@ -48,16 +50,18 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
 
 def _made(here: Project, suite: str) -> list[str]:
     """The experiments of a suite that have been searched and fine-tuned."""
-    return [name for name in here.members(suite) if here.results(suite, name, "finetune").exists()]
+    there = [here.results(suite, name, "finetune") / "metrics.json" for name in here.members(suite)]
+    return [path.parent.parent.name for path in there if path.is_file()]
 
 
 def _paper(here: Project) -> pd.DataFrame:
     loaded = {
         suite: joined(load_results(suite, made, here.root / "results"), here.parts(suite))
-        for suite in ("cifar10", "published")
+        for suite in (*CIFAR10, "published")
         if suite in (here.params.get("suites") or {}) and (made := _made(here, suite))
     }
-    table = results_table(loaded["cifar10"]) if "cifar10" in loaded else pd.DataFrame()
+    tables = [results_table(loaded[suite]) for suite in CIFAR10 if suite in loaded]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     with renewed(here.root / "reports", re.compile(rf"{PAPER}\.md")) as partial:
         text = claims.page(loaded.get("published"), table)
         (partial / f"{PAPER}.md").write_text(text, encoding="utf-8")

@@ -188,6 +188,8 @@ def check_study(here: Project, name: str, entry: dict[str, Any], judged: dict[st
             raise InputError(
                 f"{where} goes from {first['dataset']} to {baseline['dataset']}: name two baselines of one dataset."
             )
+        if entry["begin"] != entry["baseline"]:
+            _check_needs(where, entry, f"weights/baselines/{entry['begin']}")
     if kind == "schedule":
         _check_teacher(here, where, entry, seed)
     if kind == "reward" and len(entry["seeds"]) != 1:
@@ -197,6 +199,12 @@ def check_study(here: Project, name: str, entry: dict[str, Any], judged: dict[st
         for key in changes:
             one_of(f"change to {what}", key, may_change)
         check_arguments(changes, f"{label!r} of {where}")
+
+
+def _check_needs(where: str, entry: dict[str, Any], place: str) -> None:
+    """Raise `InputError` unless DVC is told of the weights that a study begins with."""
+    if entry["needs"] != place:
+        raise InputError(f"{where} begins with {entry['begin']}: its 'needs' must be {place}, not {entry['needs']}.")
 
 
 def _check_teacher(here: Project, where: str, entry: dict[str, Any], seed: int) -> None:
@@ -213,3 +221,4 @@ def _check_teacher(here: Project, where: str, entry: dict[str, Any], seed: int) 
                 f"{where} has the {key} {own!r}, and {entry['begin']!r}, which it begins with, has {there[key]!r}: "
                 "give both the same."
             )
+    _check_needs(where, entry, f"weights/{first['suite']}/{entry['begin']}/search")
