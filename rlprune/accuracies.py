@@ -4,6 +4,7 @@ One method that fails lies tens of points below ten that differ by a point, so a
 is farther down is written at the edge.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from rlprune.plotting import SMALL, WIDTH, columns_of, finish, key, style
 from rlprune.published import published
 
 CUT = 12  # points below the best; what is farther down is written at the edge, for the others to be told apart
+LEAST = 1.0  # points that an axis shows at least, not to magnify noise
+LINE = 64  # characters of a title that fit above a panel
 FILLS = ("full", "none", "left", "top")  # of markers, for experiments that share a panel
 
 
@@ -67,6 +70,9 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
                 where = {"xytext": (-2, -4), "ha": "right", "va": "top"} if place % 2 else {"xytext": (2, 3)}
                 slanted = {"textcoords": "offset points", "rotation": 40, "rotation_mode": "anchor", "fontsize": 6.5}
                 axis.annotate(one.method, (one.kept, one.after), **where, **slanted)
+            low, high = axis.get_ylim()
+            if high - low < LEAST:
+                axis.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
             if hidden:
                 low, high = extent(part)
                 seen = [part["accuracy_before"].mean(), low, high, *(one.after for one in theirs)]
@@ -108,15 +114,21 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
         table: of `results_table`.
     """
     panels = list(table.groupby("experiment", sort=False))
+    titles = [
+        textwrap.fill(
+            f"{name}: {network_label(part['network'].iloc[0])}, {part['budget'].iloc[0]}", LINE, break_on_hyphens=False
+        )
+        for name, part in panels
+    ]
     with style():
-        height = 0.8 + sum(0.5 + 0.19 * len(part) for _, part in panels)
+        height = 0.8 + sum(0.5 + 0.19 * len(part) for _, part in panels) + 0.17 * "".join(titles).count("\n")
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         # an axis of its own for each: another experiment's range would hide the differences
         grid = figure.subplots(len(panels), squeeze=False, height_ratios=[0.7 + len(part) for _, part in panels])
-        for axis, (name, part) in zip(grid.flat, panels, strict=True):
+        for axis, title, (_, part) in zip(grid.flat, titles, panels, strict=True):
             part = part.iloc[::-1]
             before, lowest, (low, high) = part["accuracy_before"].mean(), floor(part), extent(part)
-            apart = (low + high) / 2 - 0.5, (low + high) / 2 + 0.5  # a point at least, not to magnify noise
+            apart = (low + high - LEAST) / 2, (low + high + LEAST) / 2
             low, high = min(low, apart[0]), max(high, apart[1])
             far = before - high > 2 * (high - low)
             if not far:
@@ -139,7 +151,7 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
                 look = {"color": colour, **_marked(marker), "markeredgecolor": "white"}
                 axis.errorbar(row.accuracy, place, xerr=row.accuracy_std, capsize=2, markeredgewidth=0.5, **look)
             axis.set_yticks(range(len(part)), [method_label(method) for method in part["method"]])
-            finish(axis, f"{name}: {network_label(part['network'].iloc[0])}, {part['budget'].iloc[0]}", "")
+            finish(axis, title, "")
         grid.flat[-1].set_xlabel("Accuracy after fine-tuning (%)")
         handles = [key("Unpruned", "black", linestyle=":", linewidth=1)]
         figure.legend(handles=handles, loc="outside lower center")

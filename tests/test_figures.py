@@ -304,14 +304,6 @@ def test_broken_file_is_named(tmp_path, file, content, sentence):
         load(tmp_path, name)
 
 
-def test_a_result_without_a_number_is_named(tmp_path):
-    name = make(tmp_path)
-    file = tmp_path / "quick" / name / "search" / "metrics.json"
-    file.write_text(file.read_text().replace('"evaluations"', '"forgotten"'))
-    with pytest.raises(InputError, match=r"layerwise .*evaluations.*python -m rlprune search"):
-        tables.results_table(load(tmp_path, name))
-
-
 def test_finetuning_of_another_search_is_refused(tmp_path):
     name = make(tmp_path, methods=("layerwise", "uniform"))
     file = tmp_path / "quick" / name / "finetune" / "metrics.json"
@@ -738,6 +730,24 @@ def test_many_methods_keep_their_figure_beside_a_network_that_others_report(tmp_
     drawn = (tmp_path / "reports/accuracy_against_parameters.svg").read_text()
     assert "CHIP" in drawn
     assert "VGG-11" not in drawn  # fine-tuned too briefly to stand beside what others report
+
+
+def test_a_single_network_does_not_magnify_noise(tmp_path):
+    table = tables.results_table(load(tmp_path, make(tmp_path, methods=("genetic",))))
+    near = table.assign(accuracy=table["accuracy_before"] + 0.1)
+    (against,), (by_method,) = figures.accuracy_against(near, "macs").axes, figures.accuracy_by_method(near).axes
+    assert 1 <= np.ptp(against.get_ylim()) < 2
+    assert 1 <= np.ptp(by_method.get_xlim()) < 2
+
+
+def test_a_long_title_stays_above_its_panel(tmp_path):
+    name = make(tmp_path, "an_experiment_of_a_long_name", second=0.3333)
+    figure = figures.accuracy_by_method(tables.results_table(load(tmp_path, name)))
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    title = next(text for text in axis.findobj(type(axis.title)) if text.get_text().startswith(name))
+    assert "\n" in title.get_text()
+    assert title.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_an_unpruned_network_below_all_methods_is_in_sight(tmp_path):
