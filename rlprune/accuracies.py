@@ -20,7 +20,8 @@ from rlprune.published import published
 
 CUT = 12  # points below the best; what is farther down is written at the edge, for the others to be told apart
 LEAST = 1.0  # points that an axis shows at least, not to magnify noise
-LINE = 64  # characters of a title that fit above a panel
+LINE = 58  # characters of a title that fit above a panel
+SOLID = "\N{NO-BREAK SPACE}"
 FILLS = ("full", "none", "left", "top")  # of markers, for experiments that share a panel
 
 
@@ -114,12 +115,11 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
         table: of `results_table`.
     """
     panels = list(table.groupby("experiment", sort=False))
-    titles = [
-        textwrap.fill(
-            f"{name}: {network_label(part['network'].iloc[0])}, {part['budget'].iloc[0]}", LINE, break_on_hyphens=False
-        )
-        for name, part in panels
-    ]
+    titles = []
+    for name, part in panels:
+        what = part["budget"].iloc[0].replace(" ", SOLID).replace(f",{SOLID}", ", ")  # a break between budgets only
+        title = f"{name}: {network_label(part['network'].iloc[0])}, {what}"
+        titles.append(textwrap.fill(title, LINE, break_on_hyphens=False))
     with style():
         height = 0.8 + sum(0.5 + 0.19 * len(part) for _, part in panels) + 0.17 * "".join(titles).count("\n")
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
