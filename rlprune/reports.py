@@ -23,7 +23,7 @@ from rlprune.figures import (
 from rlprune.margins import agents_margins, extras, spreads
 from rlprune.parts import joined
 from rlprune.published import EPOCHS, beside
-from rlprune.tables import COUNTED, limits, load_results, page, results_table
+from rlprune.tables import limits, load_results, page, results_table
 
 ABANDONED = 3600.0  # seconds, as in rlprune.files, which would make what only draws wait for torch
 _OURS = re.compile(
@@ -67,11 +67,10 @@ def report(
         piled = table.groupby("experiment")["method"].nunique().max() > (3 if single else 6)
         if piled:
             save(accuracy_by_method(table), partial / "accuracy_by_method")
-        for cost in COUNTED:
-            shown = trained if piled and cost == "parameters" else table
-            if shown is table or others:
-                reported = len(shown) == len(trained)
-                save(accuracy_against(shown, cost, reported), partial / f"accuracy_against_{cost}")
+        if others or not piled:
+            shown = trained if piled else table
+            save(accuracy_against(shown, reported=len(shown) == len(trained)), partial / "accuracy_against_parameters")
+        save(accuracy_against(table, "macs"), partial / "accuracy_against_macs")
         if len(margins := agents_margins(loaded)):
             margins.round(4).to_csv(partial / "margins.csv", index=False, lineterminator="\n")
         for name, baseline in loaded.baselines.items():

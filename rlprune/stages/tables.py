@@ -50,8 +50,7 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
 
 def _made(here: Project, suite: str) -> list[str]:
     """The experiments of a suite that have been searched and fine-tuned."""
-    there = [here.results(suite, name, "finetune") / "metrics.json" for name in here.members(suite)]
-    return [path.parent.parent.name for path in there if path.is_file()]
+    return [name for name in here.members(suite) if here.results(suite, name, "finetune", "metrics.json").is_file()]
 
 
 def _paper(here: Project) -> pd.DataFrame:
