@@ -11,14 +11,12 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch_pruning
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch_pruning import ops
@@ -29,11 +27,10 @@ from torch_pruning.dependency.node import Node
 from rlprune.errors import InputError, first_line
 from rlprune.forward import evaluating
 from rlprune.masking import carriers, rebuild
+from rlprune.places import OUTPUT, Key, Places
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-OUTPUT = "it makes the output"
 VISITS = 1000  # walks through a node, after which there is taken to be no end
-_Key = tuple[Node, str]  # a layer's "in" or "out", or the one axis of anything else
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,66 +183,11 @@ def _shuffles(view: torch.autograd.graph.Node) -> bool:
     return before[-1] != after[-1] or 2 not in (len(before), len(after))  # a linear layer's to rows and back
 
 
-class _Places:
-    """Places, links between those of the same filter, and reasons for which some stay."""
-
-    def __init__(self) -> None:
-        self.seen: dict[_Key, np.ndarray] = {}
-        self.reasons: dict[int, str] = {}
-        self._numbers: dict[_Key, int] = {}
-        self._links: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int64),) * 2]
-        self._stays: list[tuple[np.ndarray, str]] = []
-
-    def ids(self, key: _Key, places: np.ndarray) -> np.ndarray:
-        """A number for each place, unlike those of any other axis."""
-        return (self._numbers.setdefault(key, len(self._numbers)) << 32) + places
-
-    def visit(self, key: _Key, places: np.ndarray) -> np.ndarray:
-        """Those places where no walk has been yet; now one has."""
-        before = self.seen.get(key)
-        new = np.unique(places) if before is None else np.setdiff1d(places, before)
-        self.seen[key] = new if before is None else np.union1d(before, new)
-        return new
-
-    def link(self, ids: np.ndarray, others: np.ndarray) -> None:
-        """The places belong together pair by pair."""
-        self._links.append(tuple(part.ravel() for part in np.broadcast_arrays(ids, others)))
-
-    def stay(self, ids: np.ndarray, reason: str, first: bool = False) -> None:
-        """The filters of these places stay; what was said first counts, but `OUTPUT` comes before everything."""
-        self._stays.insert(0 if first else len(self._stays), (ids, reason))
-
-    def join(self, more: Iterable[tuple[np.ndarray, np.ndarray]] = ()) -> None:
-        """Find the filters from all links, and ``more`` that may be taken back."""
-        kept = len(self._links)
-        for pair in more:
-            self.link(*pair)
-        ones, others = (np.concatenate(side) for side in zip(*self._links, strict=True))
-        seen = [self.ids(key, places) for key, places in self.seen.items()]
-        self._known = np.unique(np.concatenate([ones, others, *seen, *(ids for ids, _ in self._stays)]))
-        ends = np.searchsorted(self._known, ones), np.searchsorted(self._known, others)
-        shape = (len(self._known), len(self._known))
-        self._labels = connected_components(coo_matrix((np.ones(len(ones), np.int8), ends), shape), directed=False)[1]
-        self.reasons = {}
-        for ids, reason in sorted(self._stays, key=lambda stay: stay[1] is not OUTPUT):
-            for one in np.unique(self.filters(ids)).tolist():
-                self.reasons.setdefault(one, reason)
-        del self._links[kept:]
-
-    def filters(self, ids: np.ndarray) -> np.ndarray:
-        """The filter of each place, of the same shape."""
-        return self._labels[np.searchsorted(self._known, ids)].astype(np.int64)
-
-    def stays(self, ids: np.ndarray) -> bool:
-        """Whether one of these places belongs to a filter that stays."""
-        return not self.reasons.keys().isdisjoint(self.filters(ids).ravel().tolist())
-
-
-def _walk(graph: _Graph, names: dict[object, str], order: dict[nn.Module, int]) -> _Places:
+def _walk(graph: _Graph, names: dict[object, str], order: dict[nn.Module, int]) -> Places:
     """All places that the filters of any layer reach, linked along the graph's edges."""
-    places = _Places()
-    queue: dict[_Key, list[np.ndarray]] = {}  # first come, first served, with all that has arrived by then
-    visits: Counter[_Key] = Counter()
+    places = Places()
+    queue: dict[Key, list[np.ndarray]] = {}  # first come, first served, with all that has arrived by then
+    visits: Counter[Key] = Counter()
     for module in sorted((m for m in graph.module2node if m in order and isinstance(m, LAYERS)), key=order.__getitem__):
         count = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         queue[graph.module2node[module], "out"] = [np.arange(count)]
@@ -311,7 +253,7 @@ def _holds_nothing(module: nn.Module) -> bool:
     return isinstance(module, nn.PReLU) and module.num_parameters == 1
 
 
-def _tie(places: _Places, names: dict[object, str]) -> set[nn.Module]:
+def _tie(places: Places, names: dict[object, str]) -> set[nn.Module]:
     """Tie the filters of grouped convolutions so that a grouped convolution remains.
 
     There are two ways. Either whole groups leave, inputs and outputs together, or filters at the same

@@ -20,10 +20,11 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from rlprune.coupling import LAYERS, OUTPUT, Axis, Coupling, couple
+from rlprune.coupling import LAYERS, Axis, Coupling, couple
 from rlprune.errors import InputError
 from rlprune.forward import evaluating, seeded
 from rlprune.masking import rebuild
+from rlprune.places import OUTPUT
 from rlprune.verify import verified
 
 
