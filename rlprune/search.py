@@ -97,7 +97,8 @@ def prune(
         checkpoint: a file written after every update of the agent. If it is there,
             the search goes on from it and ends as if never stopped; it is left in place. It knows what it was made with
             but for the code of functions, such as ``evaluate``, which must be the same.
-        progress: print the budgets' table and show a bar.
+        progress: print the budgets' table and show a bar: the best reward, and means of the last ten episodes, the
+            costs as the agent asked for them, before the decision is scaled onto the budget.
         watch: called after every update with the history so far and the budgets in percent of the unpruned network's
             cost, by name; `rlprune.figures.Live` draws them while the search runs.
 
