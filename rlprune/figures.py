@@ -84,6 +84,8 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
         kept = "Share kept" if own else "Share of filters kept"
         finish(cost, f"{asked} asked for", "Share of unpruned (%)", bottom=0)
         finish(multiplier, "Lagrange multiplier", "λ", "Environment steps", bottom=0)
+        for line in multiplier.get_lines():  # one that stays at 0 would be hidden under the axis
+            line.set(clip_on=False, zorder=3)
         finish(action, "Mean action", kept, "Environment steps")
         action.set_ylim(0, 1)
         for axis in (reward, cost, multiplier, action):
