@@ -225,8 +225,9 @@ def test_a_stopped_training_ends_as_if_never_stopped(grow_batch, trained, digits
     assert rest.seconds > 0
     pairs = zip(rest.network.state_dict().values(), whole.network.state_dict().values(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
-    with pytest.raises(InputError, match="belongs to another run"):
-        run(path, seed=1)
+    for changes in ({"seed": 1}, {"reset": True}):
+        with pytest.raises(InputError, match="belongs to another run"):
+            run(path, **changes)
     mirrored = dataclasses.replace(digits, flip=True)
     with pytest.raises(InputError, match="belongs to another run"):
         prunetrain(trained, digits.example, [Budget("parameters", 0.3)], mirrored, checkpoint=path, **settings)
@@ -338,6 +339,19 @@ def test_a_slim_network_stays_slim(digits):
     made = fresh(small, 1)
     assert [p.shape for p in made.parameters()] == [p.shape for p in small.parameters()]
     assert not torch.equal(next(made.parameters()), next(small.parameters()))
+
+
+def test_a_known_network_begins_near_the_identity_or_as_its_modules_would(digits):
+    network, begun = networks.build("vgg11").eval(), {}
+    for reset in (False, True):
+        candidates, evaluator = judged(network, digits.example, ALL, digits, evaluation=SMALL)
+        run = _Run(candidates, evaluator, Training(**SHORT), 0.5, seed=0, reset=reset)
+        begun[reset] = [weight for weight in run.network.parameters() if weight.ndim == 4][1:]
+    for built, own in zip(begun[False], begun[True], strict=True):
+        assert built.max() == 1  # what passes an input on
+        assert own.abs().max() <= own[0].numel() ** -0.5  # torch: uniform, of at most 1 / sqrt(fan in)
+    again = [weight for weight in fresh(network, 0, reset=True).parameters() if weight.ndim == 4][1:]
+    assert all(torch.equal(weight, other) for weight, other in zip(begun[True], again, strict=True))
 
 
 def test_bad_input_is_named(trained, digits):

@@ -79,7 +79,11 @@ TINY = {
             "kind": "prunetrain",
             "budgets": {"parameters": 1.0},
             "training": {"epochs": 2, "batch_size": 64},
-            "changes": {"weak": {"share": 1e-6}, "strong": {"share": 0.99}},
+            "changes": {
+                "weak": {"share": 1e-6},
+                "strong": {"share": 0.99},
+                "idle": {"share": 1e-6, "training": {"learning_rate": 1e-9}},
+            },
         },
     },
 }
@@ -260,13 +264,15 @@ def test_prunetrain_study_counts_what_is_saved_of_a_dense_training(here):
     hits = found["accuracy"] / 100 * metrics["validation_images"]  # whole numbers: all are judged by all of the images
     assert hits.tolist() == pytest.approx(hits.round().tolist(), abs=1e-3)
     assert found.groupby("training", sort=False)["epoch"].apply(list).to_dict() == {
-        label: [1, 2] for label in ("dense", "weak", "strong")
+        label: [1, 2] for label in ("dense", "weak", "strong", "idle")
     }
     parts = dict(list(found.set_index("epoch").groupby("training")))
     for label in ("dense", "weak"):  # a lasso next to nothing removes nothing, and learns much the same
         assert parts[label][["parameters", "macs"]].eq(100).all(axis=None)
         assert parts[label]["training_macs"].tolist() == pytest.approx([50, 100])
     assert parts["weak"]["accuracy"].tolist() == pytest.approx(parts["dense"]["accuracy"].tolist(), abs=10)
+    # its own learning rate teaches little
+    assert parts["idle"]["accuracy"].max() < parts["weak"]["accuracy"].max() - 10
     strong = parts["strong"]
     assert strong.loc[1, "macs"] < 100
     assert strong.loc[2, "training_macs"] == pytest.approx(50 + strong.loc[1, "macs"] / 2)
@@ -410,6 +416,8 @@ def test_hypervolume_counts_what_some_point_dominates(points, most):
         ("ablation", {"changes": {"default": {"episodes": 3}}}, "Unknown change to a search 'episodes'"),
         ("lean", {"changes": {"odd": {"seed": 3}}}, "Unknown change to PruneTrain 'seed'"),
         ("lean", {"changes": {"dense": {}}}, "is called 'dense'"),
+        ("lean", {"changes": {"x": {"training": {"epochs": 3}}}}, "'x' of studies.lean .* changes the epochs"),
+        ("lean", {"changes": {"x": {"training": {"epoch": 3}}}}, "Unknown training parameter 'epoch'"),
         ("reward", {"budgets": {"params": 0.1}}, "Unknown cost 'params'"),
         ("front", {"baseline_seed": 7}, "Unknown seed of baseline small 7"),
         ("schedule", {"changes": {"default": 3}}, "'default' of studies.schedule in params.yaml must map"),

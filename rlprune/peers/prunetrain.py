@@ -63,6 +63,7 @@ def prunetrain(
     threshold: float = 1e-4,
     settle: float = 0.2,
     grow_batch: bool = False,
+    reset: bool = False,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -86,6 +87,9 @@ def prunetrain(
         settle: share of the epochs that are left when the budgets are enforced; 0 for after the last.
         grow_batch: let the batch grow by as much as an image's activations shrink, by quarters of the first one's
             size, and the learning rate in proportion.
+        reset: make the weights with every module's own ``reset_parameters`` even if `rlprune.networks.build` knows
+            the architecture. Its VGGs start near the identity: each filter is read by a weight of 1, which a lasso
+            takes many epochs to bring down.
         seed: of weights, shuffling and crops.
         checkpoint: a file written after every epoch. If it is there, training goes on from it and ends as if never
             stopped; it is left in place.
@@ -118,12 +122,12 @@ def prunetrain(
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
     fillable(evaluator.data, training)
     with seeded(seed, evaluator.data.device):  # for dropout, which has no generator of its own
-        run = _Run(candidates, evaluator, training, share, seed)
+        run = _Run(candidates, evaluator, training, share, seed, reset)
         path, which = Path(checkpoint) if checkpoint is not None else None, ""
         if path is not None:
             limits = [[budget.name, float(budget.limit), budget.relative] for budget in budgets]  # nothing measured
             images = evaluator.data.identity()
-            given = [limits, images, asdict(training), share, interval, threshold, settle, grow_batch, seed]
+            given = [limits, images, asdict(training), share, interval, threshold, settle, grow_batch, seed, reset]
             given += [candidates.least, candidates.multiple, [group.name for group in candidates.groups]]
             given += [options.get("evaluation")]
             which = hashlib.sha256(json.dumps([weights_hash(run.network), *given]).encode()).hexdigest()
@@ -167,11 +171,18 @@ class _Run:
     """
 
     def __init__(
-        self, candidates: Candidates, evaluator: Evaluator, training: Training, share: float, seed: int
+        self,
+        candidates: Candidates,
+        evaluator: Evaluator,
+        training: Training,
+        share: float,
+        seed: int,
+        reset: bool = False,
     ) -> None:
         self.candidates, self.evaluator, self.training = candidates, evaluator, training
         self.data: Dataset = evaluator.data
-        self.network = fresh(candidates.network, seed).to(self.data.device, memory_format=self.data.memory_format)
+        network = fresh(candidates.network, seed, reset)
+        self.network = network.to(self.data.device, memory_format=self.data.memory_format)
         self.groups: Sequence[FilterGroup] = candidates.groups
         self.alive = [torch.ones(group.size, dtype=torch.bool) for group in self.groups]
         self.batch_size = training.batch_size
@@ -307,13 +318,16 @@ class _Run:
         self.optimizer.register_step_post_hook(pull)
 
 
-def fresh(network: nn.Module, seed: int) -> nn.Module:
+def fresh(network: nn.Module, seed: int, reset: bool = False) -> nn.Module:
     """The same architecture with new weights, all of which are trained.
+
+    They are those of `rlprune.networks.build` where it knows the architecture and ``reset`` is not set, else those of
+    every module's ``reset_parameters``.
 
     Raises:
         InputError: a module cannot make its weights anew.
     """
-    architecture = architecture_of(network)
+    architecture = None if reset else architecture_of(network)
     made = build(**architecture, seed=seed) if architecture else network
     shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (network, made)]
     if architecture and shapes[0] == shapes[1]:  # a slim network names the architecture that it comes from

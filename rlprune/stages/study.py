@@ -56,8 +56,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     - schedule: the network that the layer-wise agent left in the experiment ``begin``, fine-tuned by ``training`` with
       ``changes``, the first of them the default. What is each part of the schedule worth on validation images?
     - prunetrain: PruneTrain with ``changes`` to its arguments, by name, beside dense training of the same length, both
-      by ``training`` and from scratch: of the baseline only the architecture is used. What does it save, and at what
-      price? A budget of 1 leaves all to the lasso.
+      by ``training`` (a change may have other values of it, but for the epochs) and from scratch: of the baseline only
+      the architecture is used. What does it save, and at what price? A budget of 1 leaves all to the lasso.
 
     A study that was killed goes on in the middle of the measurement that it was at; ``$RLPRUNE_JOBS`` are made side
     by side.
@@ -286,7 +286,8 @@ def _trained(
     here: Project, entry: Row, task: Row, network: nn.Module, data: Dataset, state: Path, progress: bool
 ) -> list[Row]:
     """A row per epoch: accuracy, size at its end, and what was spent so far, in percent of the dense network's."""
-    training, seed = Training.of(entry["training"]), task["seed"]
+    change = {"training": {}, **entry["changes"].get(task["training"], {})}
+    training, seed = Training.of({**entry["training"], **change.pop("training")}), task["seed"]
     label = f"{task['training']}, seed {seed}" if progress else None
     if task["training"] == DENSE:
         kind = here.entry("baselines", entry["baseline"])["network"]
@@ -298,7 +299,7 @@ def _trained(
         history = history.assign(parameters=100.0, macs=100.0, training_macs=spent)
     else:
         how = {"seed": seed, "checkpoint": state, "progress": progress, **_evaluation(here, entry)}
-        how |= entry["changes"][task["training"]]
+        how |= change
         result = prunetrain(network, data.example, _budgets(entry), data, training, **how)
         history = result.history
         history["seconds"] = history["seconds"].cumsum()

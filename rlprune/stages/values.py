@@ -88,7 +88,7 @@ ARGUMENTS: dict[str, Rule] = {
     **dict.fromkeys(("batch_size", "population"), _whole(2)),
     **dict.fromkeys(("learning_rate", "finetune_rate", "threshold", "travel"), _POSITIVE),
     **dict.fromkeys(("share", "fading", "pace"), _BETWEEN),
-    **dict.fromkeys(("rings", "grow_batch", "normalised"), _SWITCH),
+    **dict.fromkeys(("rings", "grow_batch", "normalised", "reset"), _SWITCH),
     **dict.fromkeys(("evaluation", "agent", "training", "options"), _MAPPING),
     "tolerance": _UP_TO_1,
     "settle": _number("lie in [0, 1)", lambda value: 0 <= value < 1),
@@ -145,7 +145,7 @@ OWN |= {"transfer": {"episodes", "begin"}, "ablation": {"episodes", "changes"}}
 OWN |= {"schedule": {"begin", "training", "changes"}, "prunetrain": {"training", "changes"}}
 # what may be changed of what, by kind
 CHANGED = {"ablation": ("a search", sorted({"action", "criterion", *AGENTS}))}
-CHANGED["prunetrain"] = ("PruneTrain", ["grow_batch", "interval", "settle", "share", "threshold"])
+CHANGED["prunetrain"] = ("PruneTrain", ["grow_batch", "interval", "reset", "settle", "share", "threshold", "training"])
 
 
 def check_study(here: Project, name: str, entry: dict[str, Any], judged: dict[str, Any]) -> None:
@@ -199,6 +199,8 @@ def check_study(here: Project, name: str, entry: dict[str, Any], judged: dict[st
         for key in changes:
             one_of(f"change to {what}", key, may_change)
         check_arguments(changes, f"{label!r} of {where}")
+        if "epochs" in changes.get("training", {}):
+            raise InputError(f"{label!r} of {where} changes the epochs: all are set beside dense training of as many.")
 
 
 def _check_needs(where: str, entry: dict[str, Any], place: str) -> None:
