@@ -259,10 +259,16 @@ def _settings(study: dict[str, Any]) -> str:
         said.append(f"Begins with: {study['begin']}.")
     if "training" in study:
         said.append(f"Training: {study['training']['epochs']} epochs.")
-    if "rewards" in study:
-        changed = {n: ", ".join(f"{k} {v}" for k, v in o.items()) or "as it is" for n, o in study["rewards"].items()}
-        said.append(f"The evaluator's options: {'; '.join(f'*{name}* {text}' for name, text in changed.items())}.")
+    for key, what in (("rewards", "The evaluator's options"), ("changes", "Changes")):
+        if key in study:
+            named = (f"*{name}* {_flat(options) or 'as it is'}" for name, options in study[key].items())
+            said.append(f"{what}: {'; '.join(named)}.")
     return " ".join(said)
+
+
+def _flat(options: dict[str, Any]) -> str:
+    """Settings and their values, groups of them opened."""
+    return ", ".join(_flat(value) if isinstance(value, dict) else f"{key} {value}" for key, value in options.items())
 
 
 def _markdown(table: pd.DataFrame) -> str:

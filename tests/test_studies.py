@@ -292,6 +292,8 @@ def test_report_holds_what_has_been_run_and_names_what_has_not(here, tmp_path):
     assert tables.run("studies", here)["study"].tolist() == names
     text = (here / "reports/studies/README.md").read_text()
     assert "Not run yet: `dvc repro study@later`" in text
+    for said in ("*default* as it is; *longer* epochs 2;", "*idle* share 1e-06, learning_rate 1e-09."):
+        assert said in text
     for name in names:
         assert (here / f"reports/studies/{name}.png").stat().st_size > 5000
         assert f"![{name}]({name}.png)" in text
