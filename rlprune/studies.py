@@ -259,9 +259,9 @@ def _settings(study: dict[str, Any]) -> str:
         said.append(f"Begins with: {study['begin']}.")
     if "training" in study:
         said.append(f"Training: {study['training']['epochs']} epochs.")
-    for key, what in (("rewards", "The evaluator's options"), ("changes", "Changes")):
-        if key in study:
-            named = (f"*{name}* {_flat(options) or 'as it is'}" for name, options in study[key].items())
+    for group, what in (("rewards", "The evaluator's options"), ("changes", "Changes")):
+        if group in study:
+            named = (f"*{name}* {_flat(options) or 'as it is'}" for name, options in study[group].items())
             said.append(f"{what}: {'; '.join(named)}.")
     return " ".join(said)
 
