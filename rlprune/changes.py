@@ -4,7 +4,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from rlprune.plotting import WIDTH, finish, key, style
+from rlprune.plotting import WIDTH, columns_of, finish, key, style
 
 
 def ablation_table(history: pd.DataFrame) -> pd.DataFrame:
@@ -112,7 +112,7 @@ def prunetrain_figure(history: pd.DataFrame) -> Figure:
         finish(left, "Accuracy", "Validation accuracy (%)", "Epoch")
         finish(right, "What goes on training", "MACs (% of unpruned)", "Epoch")
         right.set_ylim(0, 104)  # a line at 100 in full
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
 
 

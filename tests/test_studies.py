@@ -386,6 +386,17 @@ def test_prunetrain_table_compares_with_the_dense_training_of_the_same_seed():
     assert (lean.difference, lean.standard_error, lean.seconds, lean.seeds) == (-2, 1, 20, 2)
 
 
+def test_prunetrain_legend_fits_whatever_the_trainings_are_called():
+    labels = ["dense", "threshold 0.01, share 0.5", "threshold 0.01, peak rate 0.02", "threshold 0.01, share 0.25"]
+    history = pd.DataFrame({"training": labels, "seed": 0, "epoch": 1, "accuracy": 90.0, "macs": 80.0})
+    figure = changes.prunetrain_figure(history)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == labels
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
 @given(st.lists(st.tuples(st.floats(1, 100), st.floats(0, 100)), min_size=1, max_size=6), st.floats(1, 100))
 def test_hypervolume_counts_what_some_point_dominates(points, most):
     grid = np.linspace(math.log(1), math.log(most), 4001)
