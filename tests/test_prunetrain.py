@@ -22,7 +22,8 @@ from rlprune.forward import accuracy
 from rlprune.groups import remaining
 from rlprune.peers.judged import judged
 from rlprune.peers.lasso import Lasso
-from rlprune.peers.prunetrain import _Run, activations, fresh, prunetrain
+from rlprune.peers.fresh import fresh
+from rlprune.peers.prunetrain import _Run, activations, prunetrain
 from rlprune.training import Training
 
 SMALL = {"images": 150, "recalibration": 150}

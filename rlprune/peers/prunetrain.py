@@ -43,8 +43,8 @@ from rlprune.files import read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
 from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
-from rlprune.networks import architecture_of, build
 from rlprune.own import OwnData
+from rlprune.peers.fresh import fresh
 from rlprune.peers.judged import judged, without_criterion
 from rlprune.peers.lasso import Lasso
 from rlprune.result import PruningResult
@@ -316,31 +316,6 @@ class _Run:
             lasso.shrink(self.strength * optimizer.param_groups[0]["lr"] / (1 - self.training.momentum))
 
         self.optimizer.register_step_post_hook(pull)
-
-
-def fresh(network: nn.Module, seed: int, reset: bool = False) -> nn.Module:
-    """The same architecture with new weights, all of which are trained.
-
-    They are those of `rlprune.networks.build` where it knows the architecture and ``reset`` is not set, else those of
-    every module's ``reset_parameters``.
-
-    Raises:
-        InputError: a module cannot make its weights anew.
-    """
-    architecture = None if reset else architecture_of(network)
-    made = build(**architecture, seed=seed) if architecture else network
-    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (network, made)]
-    if architecture and shapes[0] == shapes[1]:  # a slim network names the architecture that it comes from
-        return made.requires_grad_()
-    made = rebuild(network, {}).cpu()  # where the same numbers are drawn for every device
-    with seeded(seed, torch.device("cpu")):
-        for name, module in made.named_modules():
-            reset = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-            if reset is not None:
-                reset()
-            elif next(module.parameters(recurse=False), None) is not None:
-                raise InputError(f"The weights of module {name!r} cannot be made anew: give it reset_parameters().")
-    return made.requires_grad_()
 
 
 @torch.no_grad()
