@@ -20,9 +20,9 @@ from rlprune.errors import InputError
 from rlprune.evaluate import recover
 from rlprune.forward import accuracy
 from rlprune.groups import remaining
+from rlprune.peers.fresh import fresh
 from rlprune.peers.judged import judged
 from rlprune.peers.lasso import Lasso
-from rlprune.peers.fresh import fresh
 from rlprune.peers.prunetrain import _Run, activations, prunetrain
 from rlprune.training import Training
 
