@@ -27,11 +27,11 @@ from rlprune.forward import (
     evaluating,
     half_precision,
     learning,
-    logits_of,
     read_by,
     seeded,
     suitable_batch,
     suited,
+    training_logits,
 )
 from rlprune.groups import FilterGroups
 from rlprune.masking import slim
@@ -261,8 +261,7 @@ class Evaluator:
         network.train()
         epochs = (self.data.augmented(batch_size, generator, epoch) for epoch in count())
         for step, (images, labels) in enumerate(islice(chain.from_iterable(epochs), self.finetune_steps)):
-            with half_precision(images.device):
-                loss = F.cross_entropy(logits_of(network(images)), labels)
+            loss = F.cross_entropy(training_logits(network, images).float(), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.param_groups[0]["lr"] = self.finetune_rate * (1 - step / self.finetune_steps)

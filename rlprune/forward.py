@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rlprune.data import Dataset, Split
 from rlprune.errors import InputError, first_line, one_of
@@ -84,6 +85,50 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def logits_of(output: Any) -> Tensor:
     """The first of several outputs, such as networks with auxiliary heads give in training (GoogLeNet, Inception)."""
     return output if isinstance(output, Tensor) else output[0]
+
+
+def training_logits(network: nn.Module, images: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
+    """Logits to learn from, (B, classes), in half precision where that pays.
+
+    Args:
+        network: in the mode that it is to have.
+        images: normalised, (B, C, H, W).
+        weights: in place of parameters of the network, by name.
+    """
+    half = half_precision(images.device)
+    plain = images.device.type == "cpu" and not isinstance(half, torch.autocast)
+    with half, _strides_by_slicing(network) if plain else contextlib.nullcontext():
+        return logits_of(functional_call(network, weights, (images,)) if weights else network(images))
+
+
+@contextlib.contextmanager
+def _strides_by_slicing(network: nn.Module) -> Iterator[None]:
+    """Have narrow 1×1 convolutions see only the pixels that their stride would leave them: the same function.
+
+    The shortcuts of a slim residual network are such. For the gradient of their weights, in float32 and channels-last,
+    oneDNN writes past the end of its memory where there are fewer input channels than a vector holds numbers (16 at
+    most): the process dies, or learns nonsense (uxlfoundation/oneDNN issue 6035, open in torch 2.13).
+    """
+    undo: list[Callable[[], None]] = []
+
+    def slicing(stride: tuple[int, ...]) -> Callable[..., tuple[Any, dict[str, Any]]]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return (read_by(inputs, named)[..., :: stride[0], :: stride[1]],), {}
+
+        return hook
+
+    try:
+        for module in network.modules():
+            if type(module).forward is not nn.Conv2d.forward or module.in_channels >= 16 or max(module.stride) == 1:
+                continue
+            if module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
+                undo.append(functools.partial(setattr, module, "stride", module.stride))
+                undo.append(module.register_forward_pre_hook(slicing(module.stride), with_kwargs=True).remove)
+                module.stride = (1, 1)
+        yield
+    finally:
+        for restore in undo:
+            restore()
 
 
 def read_by(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:

@@ -26,7 +26,16 @@ from tqdm import tqdm
 from rlprune.data import Dataset
 from rlprune.errors import InputError
 from rlprune.files import read_checkpoint, save_tensors, weights_hash
-from rlprune.forward import accuracy, check_classes, evaluating, half_precision, learning, logits_of, seeded, suited
+from rlprune.forward import (
+    accuracy,
+    check_classes,
+    evaluating,
+    half_precision,
+    learning,
+    seeded,
+    suited,
+    training_logits,
+)
 from rlprune.lessons import Answer, Lessons
 
 
@@ -259,12 +268,10 @@ def one_epoch(
     total_loss, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     start, seen = time.perf_counter(), 0
     for images, labels in batches:
-        with half_precision(device):
-            logits = logits_of(network(images))
-            imitated = None
-            if teacher is not None:
-                with torch.no_grad():
-                    imitated = teacher(images)
+        logits, imitated = training_logits(network, images), None
+        if teacher is not None:
+            with torch.no_grad(), half_precision(device):
+                imitated = teacher(images)
         loss = _loss(logits.float(), labels, training, imitated)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -234,6 +234,37 @@ def test_a_stopped_training_ends_as_if_never_stopped(grow_batch, trained, digits
         prunetrain(trained, digits.example, [Budget("parameters", 0.3)], mirrored, checkpoint=path, **settings)
 
 
+@pytest.mark.parametrize("grow_batch", [False, True])
+def test_trainings_that_differ_in_their_budgets_share_what_comes_before(
+    grow_batch, trained, digits, tmp_path, monkeypatch
+):
+    train, epochs = _Run.train, []
+
+    def seen(run, epoch, bar):
+        epochs.append(epoch)
+        return train(run, epoch, bar)
+
+    def run(limit, shared=None, **changes):
+        epochs.clear()
+        settings = {"settle": 0.5, "share": 0.6, "grow_batch": grow_batch, "shared": shared, **changes}
+        return pruned(trained, digits, [Budget("parameters", limit)], {**SHORT, "epochs": 4}, **settings)
+
+    monkeypatch.setattr(_Run, "train", seen)
+    alone = run(0.2)
+    first = run(0.4, tmp_path)
+    assert epochs == [1, 2, 3, 4]
+    second = run(0.2, tmp_path)
+    assert epochs == [2, 3, 4]  # the budgets are enforced after the second
+    assert second.history.drop(columns="seconds").equals(alone.history.drop(columns="seconds"))
+    pairs = zip(second.network.state_dict().values(), alone.network.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert second.seconds > first.history["seconds"][0]  # what it did not have to do is counted
+    assert second.costs["parameters"]["value"] <= 0.2 * parameters(trained, digits.example)
+    for changes in ({"seed": 1}, {"share": 0.5}):  # in more than the budgets
+        run(0.2, tmp_path, **changes)
+        assert epochs == [1, 2, 3, 4]
+
+
 def stopped(run, epoch, bar, stop, train):
     if epoch == stop:
         raise KeyboardInterrupt

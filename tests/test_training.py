@@ -12,7 +12,7 @@ from torch import nn
 from rlprune import files, forward, networks, training
 from rlprune.errors import InputError
 from rlprune.files import weights_hash
-from rlprune.forward import accuracy, suited
+from rlprune.forward import accuracy, suited, training_logits
 from rlprune.own import from_tensors
 from rlprune.training import Training, fit
 
@@ -399,6 +399,37 @@ def test_a_network_that_views_is_trained_and_judged(viewing, digits):
     before = accuracy(network, digits, digits.test)
     assert 0 < before <= 100
     assert accuracy(network, digits.contiguous(), digits.contiguous().test) == before
+
+
+@pytest.mark.parametrize(("width", "how"), [(1, {}), (4, {}), (7, {"dilation": 2}), (5, {"stride": (1, 2)}), (12, {})])
+def test_narrow_strided_shortcuts_get_the_right_gradients(width, how, monkeypatch):
+    # oneDNN's own gradient is wrong there, where it does not end the process: without AVX-512 below 8 channels
+    monkeypatch.setenv("RLPRUNE_PRECISION", "float32")
+    torch.manual_seed(0)
+    shortcut = nn.Conv2d(width, 10, 1, **{"stride": 2, **how})
+    network = nn.Sequential(nn.Conv2d(3, width, 3), shortcut, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network, images = network.to(memory_format=torch.channels_last), torch.randn(32, 3, 17, 17)
+    exact = copy.deepcopy(network).double()
+    for _ in range(5):  # what is written past the end of memory is not noticed at once
+        network.zero_grad()
+        logits = training_logits(network, images.contiguous(memory_format=torch.channels_last))
+        logits.square().sum().backward()
+    expected = exact(images.double())
+    expected.square().sum().backward()
+    assert torch.allclose(logits.double(), expected, atol=1e-4)
+    for one, other in zip(network.parameters(), exact.parameters(), strict=True):
+        assert torch.allclose(one.grad.double(), other.grad, rtol=1e-3, atol=1e-3)
+    assert shortcut.stride == exact[1].stride
+    assert not shortcut._forward_pre_hooks
+
+
+def test_a_pass_that_fails_leaves_strides_as_they_were(monkeypatch):
+    monkeypatch.setenv("RLPRUNE_PRECISION", "float32")
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Linear(7, 2))
+    with pytest.raises(RuntimeError):
+        training_logits(network, torch.randn(2, 3, 8, 8))
+    assert network[0].stride == (2, 2)
+    assert not network[0]._forward_pre_hooks
 
 
 def test_code_that_cannot_do_with_bfloat16_has_a_way_out(digits, monkeypatch):

@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -40,7 +39,7 @@ from rlprune.data import Dataset
 from rlprune.delivery import delivered
 from rlprune.errors import InputError, whole_each
 from rlprune.evaluate import Evaluator
-from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
+from rlprune.forward import accuracy, learning, seeded, training_logits
 from rlprune.importance import scores
 from rlprune.masking import carriers, keep_top, rebuild, slim
 from rlprune.own import OwnData
@@ -271,8 +270,7 @@ class _Run:
                 excess = torch.zeros(())
             else:
                 gated = self.gates.gated(on)
-        with half_precision(images.device):
-            logits = logits_of(functional_call(self.network, gated, (images,))).float()
+        logits = training_logits(self.network, images, gated).float()
         loss = F.cross_entropy(logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         (loss + self.weight / rate * (self.step + 1) * excess.to(loss)).backward()

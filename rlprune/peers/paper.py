@@ -26,7 +26,7 @@ from rlprune.costs import Budget, check_budgets
 from rlprune.data import Dataset
 from rlprune.delivery import finish
 from rlprune.errors import InputError, whole_each
-from rlprune.forward import accuracy, evaluating, half_precision, learning, logits_of, seeded
+from rlprune.forward import accuracy, evaluating, learning, seeded, training_logits
 from rlprune.groups import FilterGroup
 from rlprune.log import SearchLog
 from rlprune.own import OwnData
@@ -211,8 +211,7 @@ class PublishedEnv(gymnasium.Env):
             epochs = (self.data.augmented(batch_size, self.generator, epoch) for epoch in itertools.count())
             with seeded(self.seed, self.data.device):
                 for images, labels in itertools.islice(itertools.chain.from_iterable(epochs), steps):
-                    with half_precision(images.device):
-                        loss = F.cross_entropy(logits_of(network(images)), labels)
+                    loss = F.cross_entropy(training_logits(network, images).float(), labels)
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     optimizer.step()

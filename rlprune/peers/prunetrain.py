@@ -66,6 +66,7 @@ def prunetrain(
     reset: bool = False,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    shared: str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> PruningResult:
@@ -93,6 +94,8 @@ def prunetrain(
         seed: of weights, shuffling and crops.
         checkpoint: a file written after every epoch. If it is there, training goes on from it and ends as if never
             stopped; it is left in place.
+        shared: a folder in which the training stays as it is before the budgets are first enforced. Another run that
+            differs in nothing but its budgets goes on from there, ends as it would have alone, and counts the seconds.
         progress: show a bar.
         options: those of `rlprune.peers.judged.judged`; its criterion plays no part.
 
@@ -123,32 +126,38 @@ def prunetrain(
     fillable(evaluator.data, training)
     with seeded(seed, evaluator.data.device):  # for dropout, which has no generator of its own
         run = _Run(candidates, evaluator, training, share, seed, reset)
-        path, which = Path(checkpoint) if checkpoint is not None else None, ""
-        if path is not None:
-            limits = [[budget.name, float(budget.limit), budget.relative] for budget in budgets]  # nothing measured
-            images = evaluator.data.identity()
-            given = [limits, images, asdict(training), share, interval, threshold, settle, grow_batch, seed, reset]
-            given += [candidates.least, candidates.multiple, [group.name for group in candidates.groups]]
-            given += [options.get("evaluation")]
-            which = hashlib.sha256(json.dumps([weights_hash(run.network), *given]).encode()).hexdigest()
-            if path.exists():
-                start -= run.restore(read_checkpoint(path, which))
+        limits = [[budget.name, float(budget.limit), budget.relative] for budget in budgets]  # nothing measured
+        given = [weights_hash(run.network), evaluator.data.identity(), asdict(training), share, interval, threshold]
+        given += [settle, grow_batch, seed, reset, candidates.least, candidates.multiple, options.get("evaluation")]
+        given += [[group.name for group in candidates.groups]]
+        alike, which = (hashlib.sha256(json.dumps(of).encode()).hexdigest() for of in (given, [*given, limits]))
+        path = Path(checkpoint) if checkpoint is not None else None
+        trunk = Path(shared) / f"{alike[:16]}.pt" if shared is not None else None
+        enforced = max(1, training.epochs - round(settle * training.epochs))
+        if path is not None and path.exists():
+            state = read_checkpoint(path, which)
+            candidates.go_on_with(state["unpruned"])
+            start -= run.restore(state)
+        elif trunk is not None and trunk.exists():
+            start -= run.restore(read_checkpoint(trunk, alike))
         with tqdm(desc="train", mininterval=1, disable=not progress) as bar:
             for epoch in range(len(run.history) + 1, training.epochs + 1):
                 began, rates = time.perf_counter(), run.train(epoch, bar)
                 check_loss(rates["loss"], epoch)
                 if epoch % interval == 0:
                     run.remove_silent(threshold)
-                if epoch in (max(1, training.epochs - round(settle * training.epochs)), training.epochs):
+                if epoch in (enforced, training.epochs):
                     run.enforce()
                 if epoch == training.epochs:
                     evaluator.recalibrate(run.network)
                 run.record(epoch, rates, began)
                 if grow_batch:
                     run.grow()
+                state = {**run.state(), "seconds": time.perf_counter() - start}
                 if path is not None:
-                    state = {"run": which, **run.state(), "seconds": time.perf_counter() - start}
-                    save_tensors(state, path)
+                    save_tensors({"run": which, "unpruned": candidates.unpruned.tolist(), **state}, path)
+                if trunk is not None and epoch == enforced - 1:
+                    save_tensors({"run": alike, **state}, trunk)
     seconds = time.perf_counter() - start
     return delivered(candidates, evaluator, run.network, run.alive, run.history, seconds, "prunetrain")
 
@@ -205,12 +214,10 @@ class _Run:
         buffers = [self.optimizer.state[p].get("momentum_buffer") for p in self.network.parameters()]
         random = [self.generator.get_state(), torch.get_rng_state()]
         random += [torch.cuda.get_rng_state(self.data.device)] if self.data.device.type == "cuda" else []
-        plain["unpruned"] = self.candidates.unpruned.tolist()
         return {**plain, "network": self.network.state_dict(), "momentum": buffers, "random": random}
 
     def restore(self, state: dict[str, Any]) -> float:
         """Go on from `state`, on a run that has just begun; returns the seconds that it had taken."""
-        self.candidates.go_on_with(state["unpruned"])
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.network, self.groups = slim(self.network, self.groups, self.alive), remaining(self.groups, self.alive)

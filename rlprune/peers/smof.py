@@ -39,7 +39,7 @@ from rlprune.costs import Budget
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
-from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
+from rlprune.forward import accuracy, learning, seeded, training_logits
 from rlprune.groups import remaining
 from rlprune.masking import keep_top, rebuild, slim, widths
 from rlprune.own import OwnData
@@ -200,8 +200,7 @@ class _Run:
         fades = self.masks is None
         self.network.train()
         weights = self.scales.weights(self.network) if fades else {}
-        with half_precision(images.device):
-            logits = logits_of(torch.func.functional_call(self.network, weights, (images,)))
+        logits = training_logits(self.network, images, weights)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.schedule.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         self.pull.zero_grad(set_to_none=True)

@@ -1,5 +1,6 @@
 """Stage search: every method of an experiment decides which filters stay."""
 
+import hashlib
 import inspect
 import shutil
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+import rlprune
 from rlprune import costs
 from rlprune.costs import Budget
 from rlprune.data import Dataset
@@ -38,7 +40,8 @@ REFERENCES: dict[str, Method] = {
 }
 # what every method takes, and what the stage itself sees to
 SHARED = {"criterion", "evaluation", "minimum", "multiple", "exclude"}
-GIVEN = {"network", "example_input", "budgets", "data", "seed", "action", "checkpoint", "progress", "options"}
+GIVEN = {"network", "example_input", "budgets", "data", "seed", "action"}
+GIVEN |= {"checkpoint", "shared", "progress", "options"}
 
 
 def settings(here: Project, name: str, others: Mapping[str, Method] = REFERENCES) -> dict[str, Any]:
@@ -137,6 +140,19 @@ def tidy(checkpoints: list[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def of_this_code(folder: Path) -> Path:
+    """The folder in ``folder`` for what several runs share, as this code makes it; what other code made there goes.
+
+    An unfinished run's checkpoint goes when the run ends. What is shared stays, and would outlive an edit of the code.
+    """
+    package = Path(rlprune.__file__).parent
+    code = fingerprint([hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(package.rglob("*.py"))])
+    for other in folder.glob("*"):
+        if other.name != code:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder / code
+
+
 def _ahead(name: str, root: Path, method: str, seed: int, others: Mapping[str, Method]) -> None:
     """One search in a process of its own."""
     here = project(root)
@@ -185,12 +201,11 @@ def _search(
         how |= {"action": method, "checkpoint": checkpoint, "progress": progress}
         return prune(network, data.example, limits, data, **{**how, **more})
     function = others[method]
+    parameters = set(inspect.signature(function).parameters)
     # an agent's number of evaluations is that of all searches; one that trains meanwhile has options of its own
-    takes = SHARED | (set(inspect.signature(function).parameters) & {"episodes", "start"})
-    how = {key: value for key, value in how.items() if key in takes}
-    for key, value in {"progress": progress, "checkpoint": checkpoint}.items():
-        if key in inspect.signature(function).parameters:
-            how[key] = value
+    how = {key: value for key, value in how.items() if key in SHARED | (parameters & {"episodes", "start"})}
+    own = {"progress": progress, "checkpoint": checkpoint, "shared": of_this_code(checkpoint.parent / "shared")}
+    how |= {key: value for key, value in own.items() if key in parameters}
     return function(network, data.example, limits, data, **{**how, **more})
 
 
