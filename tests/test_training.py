@@ -407,10 +407,10 @@ def test_narrow_strided_shortcuts_get_the_right_gradients(width, how, monkeypatc
     monkeypatch.setenv("RLPRUNE_PRECISION", "float32")
     torch.manual_seed(0)
     shortcut = nn.Conv2d(width, 10, 1, **{"stride": 2, **how})
-    network = nn.Sequential(nn.Conv2d(3, width, 3), shortcut, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    network, images = network.to(memory_format=torch.channels_last), torch.randn(32, 3, 17, 17)
+    network = nn.Sequential(nn.Conv2d(3, width, 1), shortcut, nn.Flatten())
+    network, images = network.to(memory_format=torch.channels_last), torch.randn(32, 3, 32, 32)
     exact = copy.deepcopy(network).double()
-    for _ in range(5):  # what is written past the end of memory is not noticed at once
+    for _ in range(20):  # what is written past the end of memory is not noticed at once
         network.zero_grad()
         logits = training_logits(network, images.contiguous(memory_format=torch.channels_last))
         logits.square().sum().backward()
@@ -418,7 +418,7 @@ def test_narrow_strided_shortcuts_get_the_right_gradients(width, how, monkeypatc
     expected.square().sum().backward()
     assert torch.allclose(logits.double(), expected, atol=1e-4)
     for one, other in zip(network.parameters(), exact.parameters(), strict=True):
-        assert torch.allclose(one.grad.double(), other.grad, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(one.grad.double(), other.grad, rtol=1e-3, atol=1e-2)
     assert shortcut.stride == exact[1].stride
     assert not shortcut._forward_pre_hooks
 
