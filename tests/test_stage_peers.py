@@ -141,10 +141,32 @@ def test_a_stopped_comparison_goes_on(here, monkeypatch):
     monkeypatch.setattr(finetune, "fit", real)
     monkeypatch.setattr(search, "_search", stop)  # what the searches found was kept: it is not looked for again
     tuned = peers.run("some", here, progress=False)["methods"]
-    assert not list((here / "checkpoints").iterdir())
+    assert [path.name for path in (here / "checkpoints").iterdir()] == ["shared"]
     for method, before in metrics(here, "finetune")["methods"].items():
         if method in tuned:
             assert tuned[method]["0"]["accuracy"] == before["0"]["accuracy"]
+
+
+def test_prunetrain_trains_once_for_all_budgets_but_again_once_its_code_is_another(here, monkeypatch):
+    kept = list((here / "checkpoints/shared").glob("*/*.pt"))
+    assert len(kept) == 1
+    began = kept[0].stat().st_mtime_ns
+    params = json.loads(json.dumps(TINY))
+    params["comparisons"]["all"].update(methods=["prunetrain"], budgets={"parameters": 0.3})
+    write(here, params)
+    training_macs = metrics(here, "search")["methods"]["prunetrain"]["0"]["training_macs"]
+    _, checkpoints = search.searched("all", here, False, peers.METHODS)
+    search.tidy(checkpoints)
+    assert (kept[0].stat().st_mtime_ns, metrics(here, "search")["methods"]["prunetrain"]["0"]["training_macs"]) == (
+        began,
+        training_macs,  # both lose filters after the second of two epochs
+    )
+    real = search.fingerprint
+    monkeypatch.setattr(search, "fingerprint", lambda *what: f"{real(*what)}x")
+    _, checkpoints = search.searched("all", here, False, peers.METHODS)
+    search.tidy(checkpoints)
+    assert not kept[0].exists()
+    assert len(list((here / "checkpoints/shared").glob("*/*.pt"))) == 1
 
 
 @pytest.mark.parametrize(
