@@ -139,6 +139,8 @@ class Budget:
         cost = COSTS[self.cost] if isinstance(self.cost, str) else self.cost
         if not callable(cost):
             raise InputError(f"A budget's cost must be a function (network, example_input) -> float, not {cost!r}.")
+        if not isinstance(self.name, str | None):
+            raise InputError(f"A budget's name must be text, not {self.name!r}.")
         object.__setattr__(self, "cost", cost)
         object.__setattr__(self, "name", self.name or getattr(cost, "__name__", type(cost).__name__))
         sound = isinstance(self.limit, Real) and math.isfinite(self.limit) and self.limit > 0
@@ -163,7 +165,8 @@ class Budget:
             InputError: the cost raises, or returns no finite number of at least 0.
         """
         if self.cost not in COSTS.values():
-            network = rebuild(network, {})  # what a function of one's own does to it must not stay
+            # what a function of one's own does to them must not stay
+            network, example_input = rebuild(network, {}), example_input.clone()
         try:
             with _evaluation(network):
                 value = self.cost(network, example_input)

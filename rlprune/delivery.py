@@ -61,7 +61,8 @@ def finish(
         name, cost = next((name, cost) for name, cost in costs.items() if cost["value"] > cost["limit"])
         raise InputError(
             f"No network that was found costs at most {cost['limit']:g} {name} when measured again (the last one "
-            f"{cost['low']:g} to {cost['high']:g}): the cost is noisy; widen the budget or steady the measurement."
+            f"{cost['low']:g} to {cost['high']:g}): the cost is noisy, or depends on the values of weights; widen the "
+            "budget or steady the measurement."
         )
     how = {"history": history, "evaluations": evaluations, "seconds": seconds, "method": method}
     return record(candidates, network, masks, costs, evaluator(masks), **how)

@@ -197,7 +197,7 @@ class Evaluator:
         self.calibration = self.target = self.sample = None
         if data is not None:
             self.split = data.validation[slice(0, images)]
-            if measure is None:
+            if measure is None or finetune_steps:
                 check_classes(network, data)
             if recalibration and (most := min(recalibration, len(data.train))) < 2:
                 raise InputError(f"Recovery needs at least 2 training images, not {most}; recalibration=0 needs none.")

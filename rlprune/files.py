@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlprune.errors import InputError
 
@@ -35,6 +35,24 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def place_of(checkpoint: str | Path | None) -> Path | None:
+    """Where a checkpoint is to be; its folder is made.
+
+    Raises:
+        InputError: a file cannot be written there.
+    """
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The checkpoint {path} cannot be written ({error}): name another file.") from error
+    if path.is_dir():
+        raise InputError(f"The checkpoint {path} is a folder: name a file.")
+    return path
 
 
 def read_checkpoint(path: Path, run: str) -> dict[str, Any]:
@@ -69,8 +87,8 @@ def weights_hash(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_weights(network: nn.Module, path: Path, half: bool = False) -> None:
-    """Write a network's state, tensors only; with ``half``, floating point as float16.
+def stored(network: nn.Module, half: bool = False) -> dict[str, Tensor]:
+    """A network's state as it is written; with ``half``, floating point as float16.
 
     Raises:
         InputError: a value is too large for float16.
@@ -81,7 +99,12 @@ def save_weights(network: nn.Module, path: Path, half: bool = False) -> None:
         for name, tensor in state.items():
             if not torch.isfinite(tensor).all():
                 raise InputError(f"{name} holds values too large for half precision: save with half=False.")
-    save_tensors(state, path)
+    return state
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write a network's state, tensors only."""
+    save_tensors(stored(network), path)
 
 
 def save_tensors(state: object, path: str | Path) -> None:

@@ -74,8 +74,8 @@ def learning(function: Callable[P, R]) -> Callable[P, R]:
 def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode; every module gets its own mode back."""
     modes = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
+        network.eval()
         yield
     finally:
         for module, mode in modes:
@@ -182,6 +182,8 @@ def check_classes(network: nn.Module, data: Dataset) -> None:
     data = suited(network, data)
     with torch.no_grad(), evaluating(network), half_precision(data.device):
         few = network(data.normalise(data.train.images[:2]))  # one alone may be squeezed by the network's code
+    if not few.isfinite().all():
+        raise InputError("The network's outputs are not finite numbers: look at its weights, and at what it is given.")
     classes = few.shape[-1]
     most = max(int(split.labels.max()) for split in (data.train, data.validation) if len(split))
     if most >= classes:

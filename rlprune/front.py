@@ -23,7 +23,7 @@ from rlprune.delivery import finish
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError, one_of, whole_each
 from rlprune.evaluate import Evaluator, options_of
-from rlprune.files import read_checkpoint, save_tensors, weights_hash, write_atomically
+from rlprune.files import place_of, read_checkpoint, save_tensors, weights_hash, write_atomically
 from rlprune.forward import learning
 from rlprune.groups import trace
 from rlprune.imagination import RewardModel
@@ -193,7 +193,7 @@ def pareto(
     what += [evaluation, imagined, identity_of(options, agent or {}), [group.name for group in groups]]
     what += [list(example_input.shape), evaluate is not None]
     run = str([*what, *(images.identity() if images is not None else [])])
-    path = Path(checkpoint) if checkpoint is not None else None
+    path = place_of(checkpoint)
     if path is not None and path.exists():
         state = read_checkpoint(path, run)
         env.restore(state["env"])

@@ -139,7 +139,7 @@ def trace(network: nn.Module, example_input: Tensor, exclude: Iterable[str | typ
     made = {part.module for group in found for part in group.slices if part.axis != "in"}
     position = {name: place for place, name in enumerate(coupling.layers)}  # others run in training, or never
     skipped = [
-        (name, reasons.get(name, "it takes no part in the output"))
+        (name, reasons.get(name, "it did not run on the example input, or takes no part in the output"))
         for name, module in network.named_modules()
         if isinstance(module, LAYERS) and name not in made and reasons.get(name) is not OUTPUT
     ]

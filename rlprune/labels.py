@@ -29,7 +29,8 @@ METHODS = {
 _OTHERS = [("#44aa99", "8"), ("#a05a2c", "H"), ("#b0578d", "o"), ("#2b7a78", "s")]
 # Searches whose reward, cost and action are not what ours are, see `rlprune.peers.paper`
 REPLAYED = {"paper_coarse", "paper_fine"}
-COSTS = {"macs": "MACs", "peak_memory": "peak memory", "onnx_bytes": "ONNX bytes"}  # names that read badly as they are
+COSTS = {"macs": "MACs", "peak_memory": "peak memory", "onnx_bytes": "ONNX file"}  # names that read badly as they are
+UNITS = {"latency": "ms", "peak_memory": "B", "onnx_bytes": "B"}  # of rlprune's own costs
 
 
 def method_rank(method: str) -> tuple[int, str]:
@@ -65,7 +66,9 @@ def cost_label(cost: str, capital: bool = False) -> str:
 
 def budget_label(budgets: list[dict[str, Any]]) -> str:
     """The budgets of an experiment, such as ``parameters ≤ 10 %, MACs ≤ 20 M``."""
-    limit = [f"{100 * b['limit']:.4g} %" if b.get("relative", True) else count(b["limit"]) for b in budgets]
+    limit = [
+        f"{100 * b['limit']:.4g} %" if b.get("relative", True) else quantity(b["name"], b["limit"]) for b in budgets
+    ]
     return ", ".join(f"{cost_label(b['name'])} ≤ {text}" for b, text in zip(budgets, limit, strict=True))
 
 
@@ -76,6 +79,12 @@ def count(number: float) -> str:
             scaled = number / {" G": 1e9, " M": 1e6, " k": 1e3}[letter]
             return (f"{scaled:.0f}" if scaled >= 100 else f"{scaled:.1f}" if scaled >= 10 else f"{scaled:.2f}") + letter
     return f"{number:.3g}"
+
+
+def quantity(cost: str, number: float) -> str:
+    """A cost with its unit, if it has one: 5 ms, 1.25 MB, 0.92 M."""
+    text = count(number)
+    return text + (" " if text[-1].isdigit() else "") * (cost in UNITS) + UNITS.get(cost, "")
 
 
 def signed(points: float) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlprune.data import Dataset, Split, from_splits
-from rlprune.errors import InputError, whole
+from rlprune.errors import InputError, whole, whole_each
 from rlprune.sources import content_hash
 
 MOST = 3000  # images taken of a loader or folder: more than a search looks at, and they are kept in memory
@@ -50,7 +50,9 @@ def dataset_of(data: OwnData, example_input: Tensor, seed: int = 0) -> Dataset:
     if isinstance(data, Dataset):
         dataset = data
     elif isinstance(data, str | Path):
-        dataset = from_folder(data, tuple(example_input.shape[-2:]), seed=seed)
+        grey = example_input.shape[1] == 1
+        statistics = None if grey else IMAGENET
+        dataset = from_folder(data, tuple(example_input.shape[-2:]), seed=seed, statistics=statistics, grey=grey)
     elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         dataset = from_tensors(*data, seed=seed)
     elif isinstance(data, Iterable) and not isinstance(data, Tensor | dict):
@@ -91,10 +93,11 @@ def from_tensors(
             the images.
     """
     _check(None, validation)
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
     # a plain copy of what numpy does not know, such as bfloat16
     images = images.detach().float() if images.is_floating_point() else images
     whole = _split(images, labels)
-    kept_apart = _split(*test) if test is not None else whole[slice(0, 0)]
+    kept_apart = _split(*map(torch.as_tensor, test)) if test is not None else whole[slice(0, 0)]
     if (kept_apart.images.shape[1:], kept_apart.images.dtype) != (whole.images.shape[1:], whole.images.dtype):
         raise InputError(
             f"The test images are {_kind(kept_apart.images)} and the others {_kind(whole.images)}: give both the same."
@@ -128,6 +131,9 @@ def from_loader(
             raise InputError("The data must come in batches, not image by image: hand over a DataLoader of it.")
         if not fits:
             raise InputError(f"The data must come in pairs of tensors (images, labels), not as {type(batch).__name__}.")
+        if images and batch[0].shape[1:] != images[0].shape[1:]:
+            shapes = f"{tuple(images[0].shape[1:])} and {tuple(batch[0].shape[1:])}"
+            raise InputError(f"The loader's batches hold images of shapes {shapes}: bring all to one.")
         if more := sum(map(len, images)) >= wanted:
             break
         images.append(batch[0])
@@ -153,6 +159,7 @@ def from_folder(
     validation: float = 0.2,
     seed: int = 0,
     statistics: tuple[Tensor, Tensor] | None = IMAGENET,
+    grey: bool = False,
 ) -> Dataset:
     """A dataset from a folder with one subfolder of images per class; class 0 is the first by name.
 
@@ -165,13 +172,20 @@ def from_folder(
         seed: of the draw and the division.
         statistics: mean and std per channel in units of 0…1, (3,), that the network was trained
             with: ImageNet's, as of torchvision's; None for those of the images themselves.
+        grey: give images one channel, and not three; statistics are then (1,) or None.
 
     Raises:
-        InputError: no such folder, no images in it, or a file that is no image.
+        InputError: no such folder, no images in it, a file that is no image, or a size that is none.
     """
     from rlprune._torchvision import torchvision
 
     _check(most, validation)
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise InputError(f"size must be a pair (height, width), not {size!r}.")
+    whole_each(height=(size[0], 1), width=(size[1], 1))
+    if statistics is not None and len(statistics[0]) != (channels := 1 if grey else 3):
+        given = len(statistics[0])
+        raise InputError(f"The images have {channels} channel(s) and the statistics {given}: give as many.")
     vision = torchvision()
     try:
         found = vision.datasets.ImageFolder(str(folder))
@@ -194,7 +208,8 @@ def from_folder(
     images = []
     for index in order:
         try:
-            images.append(bring(found[index][0]))
+            image = found[index][0]
+            images.append(bring(image.convert("L") if grey else image))
         except OSError as error:
             path = found.samples[index][0]
             raise InputError(f"{path} cannot be read as an image ({error}): mend or remove it.") from error
@@ -228,7 +243,8 @@ def _split(images: Tensor, labels: Tensor) -> Split:
     if not fits or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise InputError(
             "Own images must be a tensor (N, C, H, W), uint8 or floating point, with N labels, not "
-            f"{images.dtype} {tuple(images.shape)} with labels {tuple(labels.shape)}."
+            f"{images.dtype} {tuple(images.shape)} with labels {tuple(labels.shape)}; for anything but images give a "
+            "function evaluate(network) in place of data."
         )
     if labels.is_floating_point() or labels.dtype == torch.bool or (len(labels) and labels.min() < 0):
         raise InputError(f"Labels must be whole numbers from 0, not {labels.dtype} from {labels.min()}.")

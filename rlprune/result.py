@@ -15,7 +15,7 @@ from rlprune.files import (
     read_json,
     read_tensors,
     save_tensors,
-    save_weights,
+    stored,
     write_atomically,
     write_json,
 )
@@ -64,9 +64,9 @@ class PruningResult:
         Raises:
             InputError: a weight is too large for half precision.
         """
-        folder = Path(folder)
+        folder, state = Path(folder), stored(self.network, half)  # what is refused leaves the folder as it was
         (folder / "pruning.json").unlink(missing_ok=True)  # written last: where it is, all the rest is of this result
-        save_weights(self.network, folder / "weights.pt", half)
+        save_tensors(state, folder / "weights.pt")
         description = {
             "method": self.method,
             "architecture": self.architecture,
@@ -152,7 +152,7 @@ class PruningResult:
             # on the CPU as the file: a GPU rounds what goes into a convolution (TF32) by more than is looked for here
             expected = rebuild(self.network, {}).cpu()(example.cpu())
         error = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-        if not error <= 1e-4:
+        if not error <= max(1e-4, 20 * torch.finfo(example.dtype).eps):
             raise InputError(f"The ONNX file computes something else than the network (relative error {error:.1e}).")
 
 
@@ -215,6 +215,8 @@ def load(folder: str | Path, network: nn.Module | None = None) -> PruningResult:
         InputError: something is absent, cut off, or of another network.
     """
     folder = Path(folder)
+    if not (folder / "pruning.json").is_file():
+        raise InputError(f"There is no saved result in {folder}: name a folder that a result's save() has written.")
     description = read_json(folder / "pruning.json")
     try:
         history = pd.read_csv(folder / "history.csv")
@@ -227,7 +229,7 @@ def load(folder: str | Path, network: nn.Module | None = None) -> PruningResult:
     pruned = rebuild(network, {})
     try:
         _resize(pruned, description["layers"])
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds a pruned network of another architecture: hand load() the right one.") from (
             error
         )

@@ -20,7 +20,7 @@ from rlprune.delivery import finish
 from rlprune.env import PruningEnv
 from rlprune.errors import InputError, named, one_of, whole_each
 from rlprune.evaluate import Evaluator, options_of
-from rlprune.files import read_checkpoint, save_tensors, weights_hash
+from rlprune.files import place_of, read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import evaluating, learning
 from rlprune.gates import criterion_of, start_of
 from rlprune.groups import trace
@@ -110,6 +110,8 @@ def prune(
     finetune = Training.of(finetune) if isinstance(finetune, dict) else finetune
     if not isinstance(finetune, Training | None):
         raise InputError(f"finetune must be a Training, or a dict of its values, not {finetune!r}.")
+    if watch is not None and not callable(watch):
+        raise InputError(f"watch must be a function (history, limits), such as figures.Live(), not {watch!r}.")
     if data is None and finetune is not None:
         raise InputError("Fine-tuning needs data: give data, or leave finetune out.")
     began = time.perf_counter()
@@ -158,7 +160,7 @@ def prune(
     rest += [action, evaluation, imagined, [group.name for group in groups], evaluate is not None]
     rest += [list(example_input.shape)]
     run = _fingerprint(env, images, identity_of(options, agent or {}), rest)
-    path = Path(checkpoint) if checkpoint is not None else None
+    path = place_of(checkpoint)
     state = read_checkpoint(path, run) if path is not None and path.exists() else None
     if state is not None:
         env.restore(state["env"])

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from rlprune.errors import InputError
-from rlprune.labels import budget_label, cost_label, count, duration, method_label, method_rank, network_label
+from rlprune.labels import budget_label, cost_label, duration, method_label, method_rank, network_label, quantity
 
 COUNTED = ("parameters", "macs")  # of every network, whatever its budgets
 
@@ -158,7 +158,7 @@ def markdown(table: pd.DataFrame) -> str:
     shown |= {"Budget": table["budget"], "Method": table["method"].map(method_label)}
     for cost in [c.removesuffix("_kept") for c in table if c.endswith("_kept")]:
         pairs = zip(table[f"{cost}_kept"], table[f"{cost}_percent"], strict=True)
-        texts = [_or(k, lambda k, p=p: f"{count(k)} ({p:.2f} %)") for k, p in pairs]
+        texts = [_or(k, lambda k, c=cost, p=p: f"{quantity(c, k)} ({p:.2f} %)") for k, p in pairs]
         shown[f"{cost_label(cost, capital=True)} kept"] = texts
     for column, label in {
         "accuracy_before": "Accuracy before (%)",
@@ -269,6 +269,9 @@ def read(folder: Path, keys: Sequence[str], columns: Sequence[str], remedy: str)
     missing = [column for column in columns if column not in history]
     if missing:
         raise InputError(f"Result file {folder / 'history.csv'} lacks column {missing[0]!r}: {remedy}.")
+    for column in {"method", "seed"} & set(columns):
+        if history[column].isna().any():
+            raise InputError(f"Result file {folder / 'history.csv'} is cut off: {remedy}.")
     return Stage(metrics, history, folder)
 
 

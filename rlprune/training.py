@@ -24,14 +24,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rlprune.data import Dataset
-from rlprune.errors import InputError
-from rlprune.files import read_checkpoint, save_tensors, weights_hash
+from rlprune.errors import InputError, first_line
+from rlprune.files import place_of, read_checkpoint, save_tensors, weights_hash
 from rlprune.forward import (
     accuracy,
     check_classes,
     evaluating,
     half_precision,
     learning,
+    logits_of,
     seeded,
     suited,
     training_logits,
@@ -110,7 +111,7 @@ class Training:
 def fit(
     network: nn.Module,
     data: Dataset,
-    training: Training,
+    training: Training | dict[str, Any],
     seed: int = 0,
     teacher: nn.Module | None = None,
     checkpoint: str | Path | None = None,
@@ -122,7 +123,7 @@ def fit(
     Args:
         network: (N, C, H, W) → (N, classes); trained on the device of ``data``.
         data: its training split is learned from, its validation split watched.
-        training: the schedule.
+        training: the schedule, or some of its values by name.
         seed: of shuffling, crops and mirror images, and of the network's own random numbers, such as dropout's.
         teacher: its output, in evaluation mode, is imitated with weight ``training.distillation``.
         checkpoint: a file written after every epoch. If it is there, training goes on from it and ends as if never
@@ -137,17 +138,22 @@ def fit(
 
     Raises:
         InputError: a checkpoint that is cut off or of another run, a lesson that is, too few images for one batch, or
-            training that diverges.
+            training that diverges: then the network is left as it is, and is of no use.
     """
     if not isinstance(data, Dataset):
         raise InputError("The data to train on must be a Dataset: rlprune.own.from_tensors makes one of tensors.")
+    training = Training.of(training) if isinstance(training, dict) else training
+    if not isinstance(training, Training):
+        raise InputError(f"training must be a Training, or a dict of its values, not {training!r}.")
     network.to(data.device)
     trainable(network, data, training)
     teacher = teacher if training.distillation > 0 else None
-    path = Path(checkpoint) if checkpoint is not None else None
+    path = place_of(checkpoint)
     run = _fingerprint(network, teacher, data, training, seed) if path is not None else ""
     steps = len(data.train) // training.batch_size
     data = suited(network, data)
+    if teacher is not None:
+        _check_teacher(network, teacher, data)
     network.to(memory_format=data.memory_format)
     generator = torch.Generator().manual_seed(seed)
     optimizer = sgd(network, training)
@@ -184,11 +190,13 @@ def fit(
         taught = Lessons(teacher, data, training.batch_size, seed, Path(lessons) if lessons is not None else None)
     done, total = len(history) * steps, training.epochs * steps
     with (
+        contextlib.ExitStack() as afterwards,
         evaluating(teacher) if teacher is not None else contextlib.nullcontext(),
         seeded(seed, data.device, random),
         # an executed notebook keeps every line that the bar writes, hence not more than one a second
         tqdm(total=total, initial=done, desc=progress, mininterval=1, disable=progress is None) as bar,
     ):
+        afterwards.callback(network.eval)
         for epoch in range(len(history) + 1, training.epochs + 1):
             batches = data.augmented(training.batch_size, generator, epoch)
             with taught.epoch(epoch) if taught is not None else contextlib.nullcontext() as answer:
@@ -214,7 +222,6 @@ def fit(
                 save_tensors(state, path)
     if averaged is not None:
         network.load_state_dict(averaged.module.state_dict())
-    network.eval()
     return pd.DataFrame(history)
 
 
@@ -236,6 +243,20 @@ def trainable(network: nn.Module, data: Dataset, training: Training) -> None:
     check_classes(network, data)
 
 
+def _check_teacher(network: nn.Module, teacher: nn.Module, data: Dataset) -> None:
+    """Raise `InputError` unless the teacher takes the images and has as many outputs as its pupil."""
+    few, shapes = data.normalise(data.train.images[:2]), []
+    with torch.no_grad(), half_precision(data.device):
+        for taught in (teacher, network):
+            with evaluating(taught):
+                try:
+                    shapes.append(tuple(logits_of(taught(few)).shape[1:]))
+                except Exception as error:  # whatever the teacher's own code raises
+                    raise InputError(f"The teacher cannot process the images: {first_line(error)}.") from error
+    if shapes[0] != shapes[1]:
+        raise InputError(f"The teacher has outputs {shapes[0]} and the network {shapes[1]}: they must be the same.")
+
+
 def changeable(network: nn.Module) -> None:
     """Raise `InputError` if no weight may change."""
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -243,9 +264,13 @@ def changeable(network: nn.Module) -> None:
 
 
 def check_loss(loss: float, epoch: int, network: nn.Module | None = None) -> None:
-    """Raise `InputError` if training has diverged: if this epoch's mean loss or a weight is no finite number."""
-    weights = network.parameters() if network is not None else ()
-    if not (math.isfinite(loss) and all(weight.detach().isfinite().all() for weight in weights)):
+    """Raise `InputError` if training has diverged: the epoch's mean loss, a weight or a statistic is not finite."""
+    modules = list(network.modules()) if network is not None else []
+    numbers = [p.detach() for module in modules for p in module.parameters(recurse=False)]
+    for module in modules:  # other buffers may hold infinities for reasons of their own
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            numbers += [module.running_mean, module.running_var]
+    if not (math.isfinite(loss) and all(tensor.isfinite().all() for tensor in numbers)):
         raise InputError(f"Training has diverged (loss {loss:g} in epoch {epoch}): lower learning_rate.")
 
 

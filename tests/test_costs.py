@@ -172,6 +172,17 @@ def test_what_a_cost_of_ones_own_does_to_the_network_does_not_stay():
     assert network.weight.dtype == torch.float32
 
 
+def test_what_a_cost_of_ones_own_does_to_its_input_does_not_stay():
+    network, example = nn.Linear(3, 2), torch.ones(1, 3)
+    assert Budget(lambda network, images: images.mul_(2).sum(), 1, relative=False).measure(network, example) == 6
+    assert torch.equal(example, torch.ones(1, 3))
+
+
+def test_a_name_that_is_none_is_named():
+    with pytest.raises(InputError, match="A budget's name must be text, not 3"):
+        Budget("parameters", 0.5, name=3)
+
+
 def test_a_cost_that_raises_is_named():
     def broken(network, example_input):
         assert not network.training

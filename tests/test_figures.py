@@ -199,6 +199,9 @@ def test_absolute_budget_in_percent_of_the_unpruned():
     budgets = [{"name": "macs", "limit": 20e6, "relative": False}]
     assert tables.limits({"budgets": budgets, "methods": {"uniform": {"0": run}}}) == {"macs": pytest.approx(10)}
     assert labels.budget_label(budgets) == "MACs ≤ 20.0 M"
+    absolute = {"latency": 5.0, "onnx_bytes": 2e6, "peak_memory": 512, "mine": 3.5}
+    budgets = [{"name": name, "limit": limit, "relative": False} for name, limit in absolute.items()]
+    assert labels.budget_label(budgets) == "latency ≤ 5 ms, ONNX file ≤ 2.00 MB, peak memory ≤ 512 B, mine ≤ 3.5"
 
 
 def test_report_writes_every_file_and_removes_stale_figures(reported):
@@ -295,6 +298,7 @@ def test_missing_file_says_what_to_run(tmp_path):
         ("metrics.json", "[]", "lacks 'dataset'"),
         ("history.csv", "", "is broken"),
         ("history.csv", "method,seed\n", "lacks column 'steps'"),
+        ("history.csv", "steps,reward,best,method,seed\n8,90.1,90.1,layerwise,0\n16,91", "is cut off"),
     ],
 )
 def test_broken_file_is_named(tmp_path, file, content, sentence):

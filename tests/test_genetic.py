@@ -16,6 +16,7 @@ from rlprune import Budget, masking, networks
 from rlprune.errors import InputError
 from rlprune.peers.genetic import evolve, genetic
 from rlprune.peers.layer_error import ErrorForm, errors, fidelity
+from rlprune.peers.rings import without_rings
 
 SMALL = {"images": 100, "generations": 60, "evaluation": {"images": 100, "recalibration": 100}, "progress": False}
 
@@ -65,9 +66,12 @@ def form_of(changes, normalised):
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize("kind", ["trained", "resnet", "unusual"])
+@pytest.mark.parametrize("kind", ["trained", "resnet", "unusual", "of smaller kernels"])
 def test_the_fitness_is_the_error_where_every_patch_is_seen(kind, normalised, request, digits):
-    network = unusual() if kind == "unusual" else request.getfixturevalue(kind)
+    if kind == "of smaller kernels":
+        network = without_rings(request.getfixturevalue("trained"), {"features.4": 1, "features.8": 1})
+    else:
+        network = unusual() if kind == "unusual" else request.getfixturevalue(kind)
     images = digits.normalise(digits.train.images[:30])
     groups = rlprune.trace(network, digits.example)
     owned = {len(part.index) // group.size for group in groups for part in group.slices if part.axis == "in"}

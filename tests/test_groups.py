@@ -356,7 +356,7 @@ def test_every_layer_is_accounted_for():
     assert [group.name for group in groups] == ["a"]
     assert groups.skipped == [
         ("b", "norm (GroupNorm) ties its filters to each other"),
-        ("idle", "it takes no part in the output"),
+        ("idle", "it did not run on the example input, or takes no part in the output"),
     ]
 
 

@@ -118,6 +118,33 @@ def test_an_image_folder_with_a_class_per_subfolder(tmp_path):
         dataset_of(str(tmp_path / "absent"), EXAMPLE)
 
 
+def test_a_folder_of_grey_images_for_a_network_of_one_channel(tmp_path):
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("L", (20, 24), level + number).save(tmp_path / name / f"{number}.png")
+    own = dataset_of(tmp_path, EXAMPLE[:, :1])
+    assert own.train.images.shape[1:] == (1, 16, 12)
+    assert own.normalise(own.train.images).mean().abs() < 1e-4
+    with pytest.raises(InputError, match=r"The images have 1 channel\(s\) and the statistics 3"):
+        from_folder(tmp_path, grey=True)
+    for size, words in (((0, 8), "height must be a whole number of at least 1"), (16, "size must be a pair")):
+        with pytest.raises(InputError, match=words):
+            from_folder(tmp_path, size)
+
+
+def test_batches_of_several_sizes_are_named():
+    batches = [(torch.zeros(4, 3, side, side), torch.arange(4)) for side in (8, 9)]
+    with pytest.raises(InputError, match=r"images of shapes \(3, 8, 8\) and \(3, 9, 9\)"):
+        from_loader(batches)
+
+
+def test_tensors_may_be_numpy_arrays():
+    images, labels = pair()
+    own = from_tensors(images.numpy(), labels.numpy(), test=(images[:4].numpy(), labels[:4].numpy()))
+    assert (len(own.train), len(own.validation), len(own.test)) == (32, 8, 4)
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

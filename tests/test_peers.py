@@ -251,3 +251,11 @@ def test_seeds_are_whole_numbers(trained, digits):
     for method in (peers.random, peers.taylor, peers.prunenet):
         with pytest.raises(InputError, match="seed must be a whole number of at least 0, not -1"):
             method(trained, digits.example, [Budget("macs", 0.5)], digits, seed=-1)
+
+
+@pytest.mark.parametrize("method", [peers.hfp, peers.smof, peers.prunetrain, peers.taylor])
+def test_labels_are_checked_where_something_else_judges(method, trained, digits):
+    beyond = rlprune.own.from_tensors(digits.train.images[:200].float(), digits.train.labels[:200] + 5)
+    options = {"progress": False, "evaluate": lambda network: 1.0, "evaluation": {"recalibration": 50}}
+    with pytest.raises(InputError, match="There is a label 14, but the network has outputs for 0 to 9"):
+        method(trained, digits.example, [Budget("parameters", 0.5)], beyond, **options)

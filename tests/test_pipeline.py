@@ -518,6 +518,47 @@ def test_a_name_with_a_dot_leaves_no_checkpoints(tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [({"epoch": 1}, "Unknown training parameter 'epoch'"), ({"batch_size": 5000}, "do not fill one")],
+)
+def test_a_schedule_that_cannot_be_is_named_before_the_search(tmp_path, monkeypatch, change, fault):
+    params = json.loads(json.dumps(TINY))
+    params["experiments"][NAME]["training"] = change
+    write(tmp_path, params)
+    prepare.run("digits", tmp_path)
+    monkeypatch.setattr(search, "side_by_side", lambda *args: pytest.fail("it was searched"))
+    with pytest.raises(InputError, match=fault):
+        search.run(NAME, tmp_path, progress=False)
+
+
+def test_a_search_that_another_process_has_just_finished_is_taken(tmp_path, monkeypatch):
+    params = json.loads(json.dumps(TINY))
+    params["experiments"][NAME] |= {"methods": ["uniform"], "seeds": [0]}
+    write(tmp_path, params)
+    prepare.run("digits", tmp_path)
+    untrained(project(tmp_path))
+    real, finished = search._search, []
+
+    def twice(*args):
+        result, path = real(*args), args[-2]
+        finished.append(result.save(path.with_suffix("")))  # by the other one, meanwhile
+        return result
+
+    monkeypatch.setattr(search, "_search", twice)
+    search.run(NAME, tmp_path, progress=False)
+    assert len(finished) == 1
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_comparison_is_no_experiment_of_the_stage_search(tmp_path):
+    params = json.loads(json.dumps(TINY))
+    params["comparisons"] = {"peers": params["experiments"][NAME]}
+    write(tmp_path, params)
+    with pytest.raises(InputError, match="'peers' is among the comparisons .* run the stage peers"):
+        search.run("peers", tmp_path, progress=False)
+
+
 @pytest.mark.parametrize(("stage", "name"), [(baseline, "digits_resnet20"), (search, NAME), (finetune, NAME)])
 def test_data_is_had_before_any_process_starts(tmp_path, monkeypatch, stage, name):
     write(tmp_path, TINY)

@@ -116,6 +116,16 @@ PLUMBING = {
 }
 
 
+def test_results_stay_until_new_ones_are_there():
+    kept = []
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values():
+        stage = stage.get("do", stage)
+        outs = [*stage.get("metrics", []), *stage.get("plots", []), *stage.get("outs", [])]
+        kept += [how for out in outs if isinstance(out, dict) for how in out.values() if not how.get("cache", True)]
+    assert len(kept) >= 10
+    assert all(how.get("persist") for how in kept)  # else DVC deletes them first, and they are in git
+
+
 STAGES = ["prepare", "baseline", "search", "finetune", "peers", "study", "tables", "studies", "paper"]
 
 

@@ -205,6 +205,30 @@ def test_a_step_takes_as_much_off_every_norm_down_to_exactly_zero(digits_example
     assert torch.equal(network[0].bias, bias)
 
 
+def test_a_depthwise_convolution_may_come_down_to_one_channel(digits):
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 8, 1),
+    )
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)).eval()
+    budgets = [Budget("parameters", 0.15)]
+    result = pruned(network, digits, budgets, {"epochs": 3, "batch_size": 64, "learning_rate": 0.05}, settle=0.4)
+    assert result.network[3].groups == 1
+    assert result.costs["parameters"]["share"] <= 0.15
+
+
+def test_what_may_not_change_may_not_change_afterwards_either(trained, digits):
+    network = copy.deepcopy(trained)
+    network.features[0].weight.requires_grad_(False)
+    result = pruned(network, digits, [Budget("parameters", 0.5)])
+    flags = {name: parameter.requires_grad for name, parameter in result.network.named_parameters()}
+    assert [name for name, flag in flags.items() if not flag] == ["features.0.weight"]
+
+
 @pytest.mark.parametrize("grow_batch", [False, True])
 def test_a_stopped_training_ends_as_if_never_stopped(grow_batch, trained, digits, tmp_path, monkeypatch):
     schedule = {**SHORT, "epochs": 4, "batch_size": 32}

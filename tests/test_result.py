@@ -73,6 +73,17 @@ def test_a_result_that_was_half_written_over_another_is_none(found, trained, tmp
         load(tmp_path, trained)
 
 
+def test_a_result_that_is_refused_leaves_the_folder_as_it_was(found, trained, tmp_path):
+    found.save(tmp_path)
+    broken = copy.deepcopy(found)
+    broken.network.classifier.weight.data.mul_(1e9)
+    with pytest.raises(InputError, match="too large for half precision"):
+        broken.save(tmp_path, half=True)
+    assert load(tmp_path, trained).widths == found.widths
+    with pytest.raises(InputError, match="There is no saved result in"):
+        load(tmp_path / "absent")
+
+
 def test_own_network_needs_its_architecture_to_load(found, trained, tmp_path, images):
     found.save(tmp_path)
     with pytest.raises(InputError, match="a pruned network of your own"):

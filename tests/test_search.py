@@ -200,6 +200,8 @@ def test_faults_are_found_before_the_search(trained, digits, monkeypatch):
         prune(trained, example, [budget], digits, criterion="gates", agent={"learning_speed": 1})
     with pytest.raises(InputError, match="finetune_rate above 0"):
         prune(trained, example, [budget], digits, evaluation={"finetune_rate": -1.0})
+    with pytest.raises(InputError, match="watch must be a function"):
+        prune(trained, example, [budget], digits, watch=3)
     few = networks.VGG([8, "M"], classes=5)
     with pytest.raises(InputError, match="There is a label 9"):
         prune(few, example, [budget], digits, evaluate=lambda network: 1.0, finetune=Training())

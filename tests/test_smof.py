@@ -318,6 +318,18 @@ def test_a_residual_network_is_within_budget_and_untouched(residual, digits):
     residual.stem[0].weight.requires_grad_(True)
 
 
+def test_a_cut_among_scales_that_never_faded_uses_the_budget(digits):
+    torch.manual_seed(0)
+    layers, before = [], 3
+    for width in (8, 12, 16):
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+        before = width
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10)).eval()
+    budgets = [Budget("parameters", 0.06)]  # more filters are at the upper end of their scale than may stay
+    result = smof(network, digits.example, budgets, digits, rings=False, **QUICK)
+    assert 0.6 < result.costs["parameters"]["share"] / 0.06 <= 1
+
+
 def test_rings_leave_only_if_they_may(trained, digits, found):
     assert {module.kernel_size for module in convolutions(found.network).values()} >= {(1, 1)}
     assert all(module.padding[0] == module.kernel_size[0] // 2 for module in convolutions(found.network).values())

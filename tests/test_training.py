@@ -281,8 +281,40 @@ def test_bad_schedule(values, fault):
 def test_training_that_diverges_is_named_and_leaves_no_checkpoint(digits, tmp_path):
     schedule = dataclasses.replace(SCHEDULE, learning_rate=1e30)
     with pytest.raises(InputError, match="Training has diverged .* in epoch 1.: lower learning_rate"):
-        fit(small(), digits, schedule, checkpoint=tmp_path / "c.pt", progress=None)
+        fit(network := small(), digits, schedule, checkpoint=tmp_path / "c.pt", progress=None)
     assert not list(tmp_path.iterdir())
+    assert not network.training
+
+
+def test_what_makes_no_sense_is_named_before_the_first_step(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "one_epoch", lambda *args: pytest.fail("trained for nothing"))
+    imitating = dataclasses.replace(SCHEDULE, distillation=0.5)
+    with pytest.raises(InputError, match=r"The teacher has outputs \(5,\) and the network \(10,\)"):
+        fit(small(), digits, imitating, teacher=networks.VGG([8, "M"], classes=5), progress=None)
+    with pytest.raises(InputError, match="The teacher cannot process the images"):
+        fit(small(), digits, imitating, teacher=nn.Linear(3, 10), progress=None)
+    with pytest.raises(InputError, match="training must be a Training, or a dict of its values, not None"):
+        fit(small(), digits, None, progress=None)
+    with pytest.raises(InputError, match="Unknown training parameter 'epoch'"):
+        fit(small(), digits, {"epoch": 1}, progress=None)
+    with pytest.raises(InputError, match="is a folder: name a file"):
+        fit(small(), digits, SCHEDULE, checkpoint=tmp_path, progress=None)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written .*: name another file"):
+        fit(small(), digits, SCHEDULE, checkpoint=tmp_path / "file" / "c.pt", progress=None)
+    broken = small()
+    broken.classifier.weight.data[0] = torch.nan
+    with pytest.raises(InputError, match="The network's outputs are not finite numbers"):
+        fit(broken, digits, SCHEDULE, progress=None)
+
+
+def test_statistics_that_are_not_finite_are_training_that_diverged():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))  # of the network's own
+    training.check_loss(1.0, 1, network)
+    network[1].running_var[2] = torch.inf
+    with pytest.raises(InputError, match="Training has diverged"):
+        training.check_loss(1.0, 1, network)
 
 
 def test_training_without_momentum(digits):

@@ -39,7 +39,7 @@ from rlprune.data import Dataset
 from rlprune.delivery import delivered
 from rlprune.errors import InputError, whole_each
 from rlprune.evaluate import Evaluator
-from rlprune.forward import accuracy, learning, seeded, training_logits
+from rlprune.forward import accuracy, check_classes, learning, seeded, training_logits
 from rlprune.importance import scores
 from rlprune.masking import carriers, keep_top, rebuild, slim
 from rlprune.own import OwnData
@@ -112,6 +112,7 @@ def hfp(
     if data is None:
         raise InputError("HFP trains the network while it prunes: give data.")
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
+    check_classes(evaluator.network, evaluator.data)  # it is trained on the labels, whatever judges it
     batch_size = min(batch_size, len(evaluator.data.train))
     gates, costs = Gates(candidates, evaluator.data, threshold), ExactCosts(candidates, near)
     run = _Run(candidates, evaluator, gates, costs, epochs * (len(evaluator.data.train) // batch_size), pace)
@@ -125,7 +126,7 @@ def hfp(
                 bar.update()
             means = zip(("loss", "penalty", "train_accuracy"), np.mean(figures, 0).tolist(), strict=True)
             row = {"epoch": epoch, **dict(means)}
-            check_loss(row["loss"], epoch)
+            check_loss(row["loss"], epoch, run.network)
             row |= run.measured()
             bar.set_postfix({name: f"{row[name]:.1f}" for name in ("validation_accuracy", "parameters", "macs")})
             history.append(row | {"seconds": time.perf_counter() - begun})

@@ -30,7 +30,8 @@ class Lasso:
         for group in groups:
             for part in group.slices:
                 module = modules[part.module]
-                for name, dim in carriers(module, part.axis)[0].items():
+                # of a grouped convolution that has come down to one group its output is all that there is
+                for name, dim in (carriers(module, part.axis) or carriers(module, "out"))[0].items():
                     tensor = getattr(module, name)
                     if isinstance(tensor, nn.Parameter) and tensor.ndim > 1:
                         # places that are in no group belong to one filter more, whose norm nobody asks for

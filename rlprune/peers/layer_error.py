@@ -180,13 +180,23 @@ def _sampled(module: nn.Module, x: Tensor, y: Tensor, count: int, generator: tor
     chosen = torch.randperm(y[..., 0].numel(), generator=generator)[:count].to(x.device)
     image, *corner = torch.unravel_index(chosen, y.shape[:3])
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode).permute(0, 2, 3, 1)
+    x = F.pad(x, _padding(module), mode=mode).permute(0, 2, 3, 1)
     rows, columns = (
         corner[dim][:, None] * module.stride[dim] + torch.arange(size, device=x.device) * module.dilation[dim]
         for dim, size in enumerate(module.kernel_size)
     )
     read = x[image[:, None, None], rows[:, :, None], columns[:, None]]
     return read.flatten(1, 2).transpose(1, 2), y[image, *corner]
+
+
+def _padding(module: nn.Conv2d) -> list[int]:
+    """What a convolution adds on either side, the last dimension first, as `F.pad` has it."""
+    if isinstance(module.padding, str):
+        both = [(size - 1) * step for size, step in zip(module.kernel_size, module.dilation, strict=True)]
+        sides = [(total // 2, total - total // 2) if module.padding == "same" else (0, 0) for total in both]
+    else:
+        sides = [(padding, padding) for padding in module.padding]
+    return [side for pair in reversed(sides) for side in pair]
 
 
 def _form(

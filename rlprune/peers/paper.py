@@ -31,6 +31,7 @@ from rlprune.groups import FilterGroup
 from rlprune.log import SearchLog
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged
+from rlprune.policy import PPOOptions
 from rlprune.result import PruningResult
 from rlprune.training import changeable
 
@@ -251,13 +252,15 @@ def _search(
         raise InputError("The published search judges by accuracy on training images: give data.")
     env = PublishedEnv(network, evaluator.data, fine, schedule, episodes, images, seed)
     name, limit = budgets[0].name, 100 * budgets[0].limit
-    agent = LagrangianPPO(env, [len(env.layers) * limit], seed=seed)
+    total = episodes * len(env.layers)  # in updates of equal length, of about as many steps as the paper's
+    options = PPOOptions(steps_per_update=-(-total // -(-total // PPOOptions.steps_per_update)))
+    agent = LagrangianPPO(env, [len(env.layers) * limit], options=options, seed=seed)
     log = SearchLog(candidates, episodes, progress)
     multiplier = float(agent.multipliers[0])
 
     def after_update(agent: LagrangianPPO, _: dict[str, float]) -> bool:
         nonlocal multiplier
-        for episode in env.played[len(log.rows) :]:
+        for episode in env.played[len(log.rows) : episodes]:  # an update may play more than are asked for
             decision = _decision(candidates, env, episode)
             shares = [env.kept(action) for action in episode["actions"]]
             more, within = {f"lambda_{name}": multiplier}, episode["cost"] <= limit
@@ -267,9 +270,9 @@ def _search(
         return len(log.rows) < episodes
 
     with log.bar:
-        agent.learn(episodes * len(env.layers), callback=after_update)
+        agent.learn(total, callback=after_update)
     seconds = time.perf_counter() - start
-    last = _decision(candidates, env, env.played[-1])
+    last = _decision(candidates, env, env.played[episodes - 1])
     method = "paper_fine" if fine else "paper_coarse"
     return finish(candidates, log.best or [last], evaluator, log.rows, len(log.rows), seconds, method)
 

@@ -39,8 +39,8 @@ from rlprune.data import Dataset
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError, whole
 from rlprune.evaluate import Evaluator, outputs, recover
-from rlprune.files import read_checkpoint, save_tensors, weights_hash
-from rlprune.forward import accuracy, half_precision, learning, logits_of, seeded
+from rlprune.files import place_of, read_checkpoint, save_tensors, weights_hash
+from rlprune.forward import accuracy, check_classes, half_precision, learning, logits_of, seeded
 from rlprune.groups import FilterGroup, remaining
 from rlprune.masking import keep_top, masked, rebuild, slim, widths
 from rlprune.own import OwnData
@@ -123,6 +123,7 @@ def prunetrain(
     if training.average:
         raise InputError("PruneTrain's network gets smaller while it trains, which no average can follow: average=0.")
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
+    check_classes(evaluator.network, evaluator.data)  # it is trained on the labels, whatever judges it
     fillable(evaluator.data, training)
     with seeded(seed, evaluator.data.device):  # for dropout, which has no generator of its own
         run = _Run(candidates, evaluator, training, share, seed, reset)
@@ -131,7 +132,7 @@ def prunetrain(
         given += [settle, grow_batch, seed, reset, candidates.least, candidates.multiple, options.get("evaluation")]
         given += [[group.name for group in candidates.groups]]
         alike, which = (hashlib.sha256(json.dumps(of).encode()).hexdigest() for of in (given, [*given, limits]))
-        path = Path(checkpoint) if checkpoint is not None else None
+        path = place_of(checkpoint)
         trunk = Path(shared) / f"{alike[:16]}.pt" if shared is not None else None
         enforced = max(1, training.epochs - round(settle * training.epochs))
         if path is not None and path.exists():
@@ -143,7 +144,7 @@ def prunetrain(
         with tqdm(desc="train", mininterval=1, disable=not progress) as bar:
             for epoch in range(len(run.history) + 1, training.epochs + 1):
                 began, rates = time.perf_counter(), run.train(epoch, bar)
-                check_loss(rates["loss"], epoch)
+                check_loss(rates["loss"], epoch, run.network)
                 if epoch % interval == 0:
                     run.remove_silent(threshold)
                 if epoch in (enforced, training.epochs):
@@ -158,6 +159,8 @@ def prunetrain(
                     save_tensors({"run": which, "unpruned": candidates.unpruned.tolist(), **state}, path)
                 if trunk is not None and epoch == enforced - 1:
                     save_tensors({"run": alike, **state}, trunk)
+    for name, parameter in network.named_parameters():
+        run.network.get_parameter(name).requires_grad_(parameter.requires_grad)
     seconds = time.perf_counter() - start
     return delivered(candidates, evaluator, run.network, run.alive, run.history, seconds, "prunetrain")
 

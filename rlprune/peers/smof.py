@@ -39,7 +39,7 @@ from rlprune.costs import Budget
 from rlprune.delivery import TRIES, delivered
 from rlprune.errors import InputError
 from rlprune.evaluate import Evaluator
-from rlprune.forward import accuracy, learning, seeded, training_logits
+from rlprune.forward import accuracy, check_classes, learning, seeded, training_logits
 from rlprune.groups import remaining
 from rlprune.masking import keep_top, rebuild, slim, widths
 from rlprune.own import OwnData
@@ -109,6 +109,7 @@ def smof(
         raise InputError(f"fading must lie in (0, 1) and travel above 0, not {fading} and {travel}.")
     schedule = Training(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     candidates, evaluator = judged(network, example_input, budgets, data, seed, **without_criterion(options))
+    check_classes(evaluator.network, evaluator.data)  # it is trained on the labels, whatever judges it
     images = len(evaluator.data.train)
     steps = epochs * (images // batch_size)
     if steps < 2:
@@ -182,7 +183,7 @@ class _Run:
                 losses.append(self._step(images, labels))
                 bar.update()
             loss = float(torch.stack(losses).mean())
-            check_loss(loss, epoch)
+            check_loss(loss, epoch, self.network)
             fades = self.masks is None
             whole = self.scales.folded(self.network) if fades else self.network
             self.evaluator.recalibrate(whole)
@@ -233,12 +234,25 @@ class _Run:
         for mean, value in zip(self.means, values, strict=True):
             mean += value / self.fading
         if self.taken == self.fading:
-            scores = [v + LATE * m for v, m in zip(values, self.means, strict=True)]
+            scores = self._ranks([v + LATE * m for v, m in zip(values, self.means, strict=True)])
             self.network, self.masks = self._best(self.scales.folded(self.network), scores)
             self.scores = scores[: len(self.masks)]
             self.network.to(memory_format=self.evaluator.data.memory_format)
             self.evaluator.recalibrate(self.network)
             self.optimizer = sgd(self.network, self.schedule)
+
+    def _ranks(self, scores: list[Tensor]) -> list[Tensor]:
+        """The scores' places, 0 for the lowest of all: no two are the same, so that a cut can lie between any two.
+
+        Scales that never faded are at 1, all of them. Of equal filters those stay whose norm is larger beside their
+        group's mean.
+        """
+        norms = [norm.cpu() / norm.mean().clamp_min(1e-12).cpu() for norm in self.candidates.scores]
+        ties = torch.cat([*norms, *(torch.ones(len(score)) for score in scores[len(norms) :])])
+        order = np.lexsort((ties.numpy(), torch.cat(scores).cpu().numpy()))
+        ranks = torch.empty(len(order))
+        ranks[torch.from_numpy(order)] = torch.arange(len(order), dtype=torch.float32)
+        return list(ranks.split([len(score) for score in scores]))
 
     def enforce(self) -> None:
         """Take the weakest filters out of a network that a noisy cost refuses at the end, until it is within budget."""

@@ -1,12 +1,14 @@
 """Check params.yaml as a whole before any work starts."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlprune.errors import InputError, one_of
 from rlprune.networks import check_name
 from rlprune.sources import NAMES as DATASETS
-from rlprune.stages import baseline, finetune, peers, search, study
-from rlprune.stages.common import budgets, project
+from rlprune.stages import baseline, peers, search, study
+from rlprune.stages.common import Project, budgets, project, schedule
 
 
 def run(root: str | Path | None = None) -> str:
@@ -26,25 +28,41 @@ def run(root: str | Path | None = None) -> str:
     if twice := sorted(set(here.params.get("experiments") or {}) & set(here.params.get("comparisons") or {})):
         raise InputError(f"{twice[0]!r} in params.yaml is among experiments and comparisons: rename one of them.")
     for name in baselines:
-        entry = here.entry("baselines", name)
-        check_name(entry["network"])
-        here.entry("datasets", entry["dataset"])
-        baseline.schedule(here, name)
+        with _naming(here.where("baselines", name)):
+            entry = here.entry("baselines", name)
+            check_name(entry["network"])
+            here.entry("datasets", entry["dataset"])
+            baseline.schedule(here, name)
     for name in experiments:
-        entry = here.entry("experiments", name)
-        seeds = here.entry("baselines", entry["baseline"])["seeds"]
-        wanted = [here.baseline_seed(name, seed) for seed in entry["seeds"]]
-        if not set(wanted) <= set(seeds):
-            raise InputError(
-                f"{here.where('experiments', name)} wants the seeds {wanted} of baseline "
-                f"{entry['baseline']}, which is trained with {seeds} only: add the missing ones there, or name one as "
-                "baseline_seed."
-            )
-        search.settings(
-            here, name, peers.METHODS if name in (here.params.get("comparisons") or {}) else search.REFERENCES
-        )
-        budgets(here, name)
-        finetune.schedule(here, name)
+        with _naming(here.where("experiments", name)):
+            _check_experiment(here, name)
     for name in here.params.get("studies") or {}:
-        here.entry("baselines", study.settings(here, name)["baseline"])
+        with _naming(here.where("studies", name)):
+            here.entry("baselines", study.settings(here, name)["baseline"])
     return f"params.yaml: {len(baselines)} baselines and {len(experiments)} experiments are in order."
+
+
+def _check_experiment(here: Project, name: str) -> None:
+    entry = here.entry("experiments", name)
+    seeds = here.entry("baselines", entry["baseline"])["seeds"]
+    wanted = [here.baseline_seed(name, seed) for seed in entry["seeds"]]
+    if not set(wanted) <= set(seeds):
+        raise InputError(
+            f"{here.where('experiments', name)} wants the seeds {wanted} of baseline {entry['baseline']}, which is "
+            f"trained with {seeds} only: add the missing ones there, or name one as baseline_seed."
+        )
+    compared = name in (here.params.get("comparisons") or {})
+    search.settings(here, name, peers.METHODS if compared else search.REFERENCES)
+    budgets(here, name)
+    schedule(here, name)
+
+
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Have a fault name the entry that it is in."""
+    try:
+        yield
+    except InputError as error:
+        if where in str(error):
+            raise
+        raise InputError(f"{where} in params.yaml: {error}") from error

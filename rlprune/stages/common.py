@@ -18,6 +18,7 @@ from rlprune.stages.values import ENTRIES, must
 
 if TYPE_CHECKING:  # a stage that only draws does not wait for torch
     from rlprune.costs import Budget
+    from rlprune.training import Training
 
 REQUIRED = {
     "datasets": {"validation", "seed"},
@@ -173,6 +174,19 @@ def budgets(here: Project, name: str) -> list[Budget]:
             raise fault
         found.append(Budget(cost, **options))
     return found
+
+
+def schedule(here: Project, name: str) -> Training:
+    """An experiment's fine-tuning schedule: the suite's, with the entry's own changes.
+
+    Raises:
+        InputError: an unknown value, or one that makes no sense.
+    """
+    from rlprune.training import Training
+
+    entry = here.entry("experiments", name)
+    suite = here.entry("suites", entry["suite"])
+    return Training.of({**suite["finetune"], **entry.get("training", {})})
 
 
 def described(limits: Sequence[Budget]) -> list[dict[str, Any]]:

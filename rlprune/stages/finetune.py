@@ -10,18 +10,11 @@ from rlprune.files import save_weights, weights_hash
 from rlprune.forward import accuracy
 from rlprune.result import PruningResult, load
 from rlprune.stages.baseline import trained
-from rlprune.stages.common import Project, budgets, described, project
+from rlprune.stages.common import Project, budgets, described, project, schedule
 from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset, dataset_once
 from rlprune.stages.record import fingerprint, write_results
-from rlprune.training import Training, fit
-
-
-def schedule(here: Project, name: str) -> Training:
-    """An experiment's fine-tuning schedule: the suite's, with the entry's own changes."""
-    entry = here.entry("experiments", name)
-    suite = here.entry("suites", entry["suite"])
-    return Training.of({**suite["finetune"], **entry.get("training", {})})
+from rlprune.training import fit
 
 
 def run(name: str, root: str | Path | None = None, progress: bool = True) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from rlprune import costs
 from rlprune.costs import Budget
 from rlprune.data import Dataset
 from rlprune.env import ACTIONS
-from rlprune.errors import one_of
+from rlprune.errors import InputError, one_of
 from rlprune.files import weights_hash
 from rlprune.peers.blind import evolution, random
 from rlprune.peers.paper import paper_coarse, paper_fine
@@ -25,11 +26,12 @@ from rlprune.peers.uniform import uniform
 from rlprune.result import PruningResult, load
 from rlprune.search import prune
 from rlprune.stages.baseline import trained
-from rlprune.stages.common import Project, budgets, described, project
+from rlprune.stages.common import Project, budgets, described, project, schedule
 from rlprune.stages.jobs import side_by_side
 from rlprune.stages.prepare import dataset, dataset_once
 from rlprune.stages.record import fingerprint, write_results
 from rlprune.stages.values import AGENTS, check_arguments
+from rlprune.training import fillable
 
 Method = Callable[..., PruningResult]
 # what an agent is compared with here; the peers have a stage of their own, so that an edit of one leaves this one's
@@ -80,6 +82,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     Returns:
         the metrics written.
     """
+    if name in (project(root).params.get("comparisons") or {}):
+        raise InputError(f"{name!r} is among the comparisons in params.yaml: run the stage peers, which searches, too.")
     metrics, checkpoints = searched(name, root, progress, REFERENCES)
     tidy(checkpoints)
     return metrics
@@ -97,6 +101,7 @@ def searched(
     entry, chosen, limits = here.entry("experiments", name), settings(here, name, others), budgets(here, name)
     runs = [(seed, method) for seed in entry["seeds"] for method in entry["methods"]]
     data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])  # fetched once, not by each process
+    fillable(data, schedule(here, name))  # of the stage that follows: better now than after hours
     tasks = [(name, here.root, method, seed, others) for seed, method in runs]
     beside = side_by_side(_ahead, tasks, entry["budgets"])
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
@@ -179,8 +184,11 @@ def _finished(
     finished = path.with_suffix("")
     if not finished.exists():
         result = _search(method, others, network, data, limits, chosen, seed, path, progress)
-        result.save(partial := finished.with_name(f"{finished.name}.partial"))  # a name may hold dots
-        partial.rename(finished)
+        result.save(partial := finished.with_name(f"{finished.name}.{os.getpid()}.partial"))  # a name may hold dots
+        try:
+            partial.rename(finished)
+        except OSError:  # another process has just finished the same search
+            shutil.rmtree(partial)
     return finished
 
 
