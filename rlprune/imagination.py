@@ -14,10 +14,12 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Kernel, Matern, WhiteKernel
+from threadpoolctl import ThreadpoolController
 
 PREMIUM = 0.5  # predicted standard deviations added to the mean
 MEMORY = 500  # evaluations that the process is fitted to, the last ones: its price grows with their cube
 KNOWN = 20  # evaluations before the process is worth anything
+BLAS = ThreadpoolController()  # has one thread here: two round otherwise, and a search would part from its repetition
 
 
 class RewardModel:
@@ -68,7 +70,8 @@ class RewardModel:
         if self.earlier is not None and len(rewards) < KNOWN:
             return  # too few to say what is different here
         process = GaussianProcessRegressor(_kernel(known.shape[1]), normalize_y=True)
-        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # a bound reached is an answer too
+        # a bound reached is an answer too
+        with BLAS.limit(limits=1), warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
             self._process = process.fit(known, rewards)
 
     def __call__(self, summary: np.ndarray) -> float:
@@ -81,6 +84,10 @@ class RewardModel:
 
     def predict(self, summaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the rewards, (N,) each, of decisions (N, numbers of a summary)."""
+        with BLAS.limit(limits=1):
+            return self._predict(summaries)
+
+    def _predict(self, summaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.earlier is None:
             return self._process.predict(summaries, return_std=True)
         mean, spread = self._carried(summaries)

@@ -1,5 +1,9 @@
 """The model of the reward, and practice on it: a search that needs fewer evaluations."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,3 +202,24 @@ def test_measured_budgets_are_searched_without_a_model(trained, digits):
 def test_bad_counts_are_named(trained, digits):
     with pytest.raises(InputError, match="imagined must be a whole number of at least 0, not -1"):
         prune(trained, digits.example, [Budget("macs", 0.5)], evaluate=wanted, imagined=-1)
+
+
+def test_predictions_do_not_depend_on_the_threads_of_blas():
+    code = (
+        "import numpy as np; from rlprune.imagination import RewardModel\n"
+        "rng = np.random.default_rng(0); model = RewardModel(8)\n"
+        "for summary in rng.random((150, 24)): model.add(summary, 50 + 10 * summary[:4].sum() + rng.normal())\n"
+        "model.fit(); print([part.tolist() for part in model.predict(rng.random((20, 24)))])"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2")
+    ]
+    assert len(said[0]) > 100
+    assert said[0] == said[1]

@@ -44,6 +44,7 @@ from rlprune.groups import remaining
 from rlprune.masking import keep_top, rebuild, slim, widths
 from rlprune.own import OwnData
 from rlprune.peers.judged import judged, without_criterion
+from rlprune.peers.lasso import Lasso
 from rlprune.peers.rings import Scales, removable, without_rings
 from rlprune.result import PruningResult
 from rlprune.training import Training, check_loss, sgd
@@ -54,6 +55,7 @@ STIFF = 30.0  # share by which the penalty rises at once for each percent that t
 SHARP = (1.0, 0.05)  # ε at the start, and when the curve reaches the budget
 SETTLED = 0.8  # share of the fading after which it does
 LATE = 1e-3  # weight of a scale's mean over time: of filters that have faded, those that did so last come first
+UNREAD = 1e-6  # share of the largest weight that reads a filter of its group: what has less is not read
 FADED = 0.05  # a scale below this has faded, as far as the history is concerned
 MARGIN = 0.95  # of a limit on a cost that is not the same twice, lest the network be refused when measured again
 
@@ -245,8 +247,14 @@ class _Run:
         """The scores' places, 0 for the lowest of all: no two are the same, so that a cut can lie between any two.
 
         Scales that never faded are at 1, all of them. Of equal filters those stay whose norm is larger beside their
-        group's mean.
+        group's mean. What next to nothing reads comes last, whatever its scale: a pull that sets in late hardly moves
+        a scale that the loss leaves at 1.
         """
+        reading = Lasso(self.network, self.candidates.groups, self.candidates.least).reading()
+        scores = [
+            torch.where((reads <= UNREAD * reads.max()).to(score.device), -1.0, score)
+            for reads, score in zip(reading, scores, strict=False)
+        ] + scores[len(reading) :]  # those of the rings
         norms = [norm.cpu() / norm.mean().clamp_min(1e-12).cpu() for norm in self.candidates.scores]
         ties = torch.cat([*norms, *(torch.ones(len(score)) for score in scores[len(norms) :])])
         order = np.lexsort((ties.numpy(), torch.cat(scores).cpu().numpy()))

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from rlprune.errors import InputError
 
@@ -61,6 +62,7 @@ def side_by_side(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], bud
 def _begin(count: int, parent: int) -> None:
     """Make a process ready: its threads, and its end if its parent is killed."""
     torch.set_num_threads(count)
+    threadpool_limits(count, "blas")  # numpy's and scipy's, too
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
 
