@@ -144,7 +144,10 @@ def test_widths_found_beat_uniform_widths(trained, digits):
     assert evaluator(candidates.masks(widths)) > uniform + 2
     # the gates were ranked where they were about as sparse as the network returned
     rounds = result.history.dropna(subset=["round"])
-    assert 4 < rounds["parameters"].iloc[-1] < 16
+    # (the median of three seeds: in so few rounds one alone ends between 3.8 and 7.2, with the processor's rounding)
+    others = [prunenet(trained, digits.example, budget, digits, seed=seed, **SHORT) for seed in (1, 2)]
+    ends = [one.history.dropna(subset=["round"])["parameters"].iloc[-1] for one in (result, *others)]
+    assert 4 < np.median(ends) < 16
     assert rounds["parameters"].iloc[0] > 60
     assert rounds["penalty"].max() > 3 * rounds["penalty"].iloc[0]
 
