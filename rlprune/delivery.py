@@ -138,6 +138,8 @@ def delivered(
         InputError: the network is over budget.
     """
     network.eval().to(memory_format=memory_format(candidates.network))
+    for name, parameter in candidates.network.named_parameters():  # frozen is again what was
+        network.get_parameter(name).requires_grad_(parameter.requires_grad)
     costs = candidates.measured(network)
     for name, cost in costs.items():
         if cost["value"] > cost["limit"]:

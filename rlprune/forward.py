@@ -184,8 +184,11 @@ def check_classes(network: nn.Module, data: Dataset) -> None:
         few = network(data.normalise(data.train.images[:2]))  # one alone may be squeezed by the network's code
     if not few.isfinite().all():
         raise InputError("The network's outputs are not finite numbers: look at its weights, and at what it is given.")
-    classes = few.shape[-1]
-    most = max(int(split.labels.max()) for split in (data.train, data.validation) if len(split))
+    check_labels(max(int(split.labels.max()) for split in (data.train, data.validation) if len(split)), few.shape[-1])
+
+
+def check_labels(most: int, classes: int) -> None:
+    """Raise `InputError` unless a network of so many classes has an output for the largest label."""
     if most >= classes:
         raise InputError(f"There is a label {most}, but the network has outputs for 0 to {classes - 1}.")
 

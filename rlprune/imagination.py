@@ -59,6 +59,7 @@ class RewardModel:
         self.summaries.append(list(summary))
         self.rewards.append(reward)
 
+    @BLAS.wrap(limits=1)
     def fit(self) -> None:
         """Fit the process anew: length scales, one per number of a summary, and noise by maximum likelihood."""
         known, rewards = np.array(self.summaries[-MEMORY:]), np.array(self.rewards[-MEMORY:])
@@ -70,8 +71,7 @@ class RewardModel:
         if self.earlier is not None and len(rewards) < KNOWN:
             return  # too few to say what is different here
         process = GaussianProcessRegressor(_kernel(known.shape[1]), normalize_y=True)
-        # a bound reached is an answer too
-        with BLAS.limit(limits=1), warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # a bound reached is an answer too
             self._process = process.fit(known, rewards)
 
     def __call__(self, summary: np.ndarray) -> float:
@@ -82,12 +82,9 @@ class RewardModel:
             self._known[key] = float(mean[0] + PREMIUM * spread[0])
         return self._known[key]
 
+    @BLAS.wrap(limits=1)
     def predict(self, summaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the rewards, (N,) each, of decisions (N, numbers of a summary)."""
-        with BLAS.limit(limits=1):
-            return self._predict(summaries)
-
-    def _predict(self, summaries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.earlier is None:
             return self._process.predict(summaries, return_std=True)
         mean, spread = self._carried(summaries)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlprune.errors import InputError, one_of
-from rlprune.forward import evaluating, read_by, suitable_batch
+from rlprune.forward import check_labels, evaluating, read_by, suitable_batch
 from rlprune.groups import FilterGroup, Slice
 
 CRITERIA = ["magnitude", "batchnorm", "taylor"]
@@ -198,9 +198,7 @@ def _taylor(network: nn.Module, images: Tensor, labels: Tensor) -> dict[tuple[st
                 made.clear()
                 with torch.enable_grad():  # of activations only: the weights' own gradients stay as they are
                     logits = network(images[start : start + step].detach().requires_grad_())
-                    if (most := int(labels.max())) >= logits.shape[-1]:
-                        last = logits.shape[-1] - 1
-                        raise InputError(f"There is a label {most}, but the network has outputs for 0 to {last}.")
+                    check_labels(int(labels.max()), logits.shape[-1])
                     loss = F.cross_entropy(logits, labels[start : start + step], reduction="sum")
                     outputs = [output for _, output, _ in made.values()]
                     gradients = torch.autograd.grad(loss, outputs, allow_unused=True)

@@ -83,8 +83,8 @@ def count(number: float) -> str:
 
 def quantity(cost: str, number: float) -> str:
     """A cost with its unit, if it has one: 5 ms, 1.25 MB, 0.92 M."""
-    text = count(number)
-    return text + (" " if text[-1].isdigit() else "") * (cost in UNITS) + UNITS.get(cost, "")
+    text, unit = count(number), UNITS.get(cost, "")
+    return f"{text} {unit}" if unit and text[-1].isdigit() else text + unit
 
 
 def signed(points: float) -> str:

@@ -130,8 +130,6 @@ def hfp(
             row |= run.measured()
             bar.set_postfix({name: f"{row[name]:.1f}" for name in ("validation_accuracy", "parameters", "macs")})
             history.append(row | {"seconds": time.perf_counter() - begun})
-    for name, parameter in network.named_parameters():
-        run.network.get_parameter(name).requires_grad_(parameter.requires_grad)
     seconds = time.perf_counter() - start
     return delivered(candidates, evaluator, run.network, run.masks, history, seconds, "hfp")
 

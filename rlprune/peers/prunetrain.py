@@ -131,7 +131,9 @@ def prunetrain(
         given = [weights_hash(run.network), evaluator.data.identity(), asdict(training), share, interval, threshold]
         given += [settle, grow_batch, seed, reset, candidates.least, candidates.multiple, options.get("evaluation")]
         given += [[group.name for group in candidates.groups]]
-        alike, which = (hashlib.sha256(json.dumps(of).encode()).hexdigest() for of in (given, [*given, limits]))
+        alike, which = (
+            hashlib.sha256(json.dumps(of, default=str).encode()).hexdigest() for of in (given, [*given, limits])
+        )
         path = place_of(checkpoint)
         trunk = Path(shared) / f"{alike[:16]}.pt" if shared is not None else None
         enforced = max(1, training.epochs - round(settle * training.epochs))
@@ -159,8 +161,6 @@ def prunetrain(
                     save_tensors({"run": which, "unpruned": candidates.unpruned.tolist(), **state}, path)
                 if trunk is not None and epoch == enforced - 1:
                     save_tensors({"run": alike, **state}, trunk)
-    for name, parameter in network.named_parameters():
-        run.network.get_parameter(name).requires_grad_(parameter.requires_grad)
     seconds = time.perf_counter() - start
     return delivered(candidates, evaluator, run.network, run.alive, run.history, seconds, "prunetrain")
 

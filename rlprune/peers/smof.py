@@ -124,8 +124,6 @@ def smof(
         run = _Run(candidates, evaluator, schedule, rings, fading, travel)
         history = run.epochs(torch.Generator().manual_seed(seed), bar)
         run.enforce()
-    for name, parameter in network.named_parameters():
-        run.network.get_parameter(name).requires_grad_(parameter.requires_grad)
     seconds = time.perf_counter() - start
     method = "smof" if rings else "smof_filters"
     return delivered(candidates, evaluator, run.network, run.masks, history, seconds, method)

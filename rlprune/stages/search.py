@@ -212,8 +212,9 @@ def _search(
     parameters = set(inspect.signature(function).parameters)
     # an agent's number of evaluations is that of all searches; one that trains meanwhile has options of its own
     how = {key: value for key, value in how.items() if key in SHARED | (parameters & {"episodes", "start"})}
-    own = {"progress": progress, "checkpoint": checkpoint, "shared": of_this_code(checkpoint.parent / "shared")}
-    how |= {key: value for key, value in own.items() if key in parameters}
+    how |= {key: value for key, value in {"progress": progress, "checkpoint": checkpoint}.items() if key in parameters}
+    if "shared" in parameters:
+        how["shared"] = of_this_code(checkpoint.parent / "shared")
     return function(network, data.example, limits, data, **{**how, **more})
 
 
