@@ -3,7 +3,8 @@
     python benchmarks/training.py [network ...]
 
 The bare forward–backward–step loop feeds the same batch again and again: no
-shuffling, augmentation, schedule, accuracy or progress. The second table is of
+shuffling, augmentation, schedule, accuracy or progress, and torch's own
+convolutions throughout (`rlprune.narrow`). The second table is of
 the fine-tuning of a network with uniform widths and a tenth of the parameters,
 which imitates the unpruned one: that one is asked at every step, or its answers
 are those that an earlier run has left (`rlprune.lessons`). The two of a pair

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from rlprune.data import Dataset, Split
 from rlprune.errors import InputError, first_line, one_of
+from rlprune.narrow import NarrowConvolutions
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -96,8 +97,13 @@ def training_logits(network: nn.Module, images: Tensor, weights: dict[str, Tenso
         weights: in place of parameters of the network, by name.
     """
     half = half_precision(images.device)
-    plain = images.device.type == "cpu" and not isinstance(half, torch.autocast)
-    with half, _strides_by_slicing(network) if plain else contextlib.nullcontext():
+    other_ways: contextlib.AbstractContextManager = contextlib.nullcontext()
+    if images.device.type == "cpu":
+        if not isinstance(half, torch.autocast):
+            other_ways = _strides_by_slicing(network)
+        elif cpu().get("amx_bf16", False):
+            other_ways = NarrowConvolutions()
+    with half, other_ways:
         return logits_of(functional_call(network, weights, (images,)) if weights else network(images))
 
 
