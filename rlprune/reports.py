@@ -23,7 +23,7 @@ from rlprune.figures import (
 from rlprune.margins import agents_margins, extras, spreads
 from rlprune.parts import joined
 from rlprune.published import EPOCHS, beside
-from rlprune.tables import limits, load_results, page, results_table
+from rlprune.tables import Results, limits, load_results, page, results_table
 
 ABANDONED = 3600.0  # seconds, as in rlprune.files, which would make what only draws wait for torch
 _OURS = re.compile(
@@ -84,9 +84,26 @@ def report(
                 )
                 save(search_progress(search.history, rewards.mean().to_dict()), partial / f"progress_{name}")
         more = spreads(margins) + extras(loaded) + others
-        text = page(loaded, table, {file.name for file in partial.iterdir()}, notes, more)
+        heads = [*notes, *other_baselines(loaded)]
+        text = page(loaded, table, {file.name for file in partial.iterdir()}, heads, more)
         (partial / "results.md").write_text(text, encoding="utf-8")
     return table
+
+
+def other_baselines(results: Results) -> list[str]:
+    """Lines on experiments that began with another training of their baseline than the one on record."""
+    lines = []
+    for name, stage in results.finetunes.items():
+        which = stage.metrics["baseline"]
+        seeds, methods = results.baselines[which].metrics["seeds"].values(), stage.metrics["methods"].values()
+        recorded = {round(run["test_accuracy"], 2) for run in seeds if "test_accuracy" in run}
+        begun = {round(run["baseline_accuracy"], 2) for runs in methods for run in runs.values()}
+        if recorded and (others := sorted(begun - recorded)):
+            lines.append(
+                f"- {name} began with another training of {which} ({', '.join(f'{other:.2f}' for other in others)} % "
+                f"of the test images) than the one on record ({', '.join(f'{one:.2f}' for one in sorted(recorded))} %)"
+            )
+    return lines
 
 
 @contextlib.contextmanager

@@ -151,6 +151,9 @@ def fit(
     path = place_of(checkpoint)
     run = _fingerprint(network, teacher, data, training, seed) if path is not None else ""
     steps = len(data.train) // training.batch_size
+    planned = max(
+        2, steps * training.epochs
+    )  # of a single step torch would make the schedule's last, of next to no rate
     data = suited(network, data)
     if teacher is not None:
         _check_teacher(network, teacher, data)
@@ -160,9 +163,9 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=training.learning_rate,
-        total_steps=steps * training.epochs,
+        total_steps=planned,
         # a warm-up of exactly one step would make torch divide by zero
-        pct_start=training.warmup * (1 + 1e-6 * (training.warmup * (steps * training.epochs) == 1)),
+        pct_start=training.warmup * (1 + 1e-6 * (training.warmup * planned == 1)),
         anneal_strategy="linear",
         cycle_momentum=False,
         div_factor=10,

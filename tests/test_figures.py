@@ -223,6 +223,20 @@ def test_report_writes_every_file_and_removes_stale_figures(reported):
     assert sorted(re.findall(r"\]\((.+?)\)", page)) == sorted(f"{stem}.png" for stem in stems)
 
 
+def test_a_baseline_trained_again_is_told_from_the_one_that_was_pruned(tmp_path):
+    name = make(tmp_path, seeds=(0, 1))
+    seeds = {"0": {"test_accuracy": 99.0}, "1": {"test_accuracy": 98.4}}
+    write(tmp_path, "digits_vgg11", "baseline", {"training": {}, "seeds": seeds}, epochs(seeds=(0, 1)))
+    assert reports.other_baselines(load(tmp_path, name)) == []  # an experiment may begin with one seed of several
+    seeds["0"]["test_accuracy"] = 99.3
+    write(tmp_path, "digits_vgg11", "baseline", {"training": {}, "seeds": seeds}, epochs(seeds=(0, 1)))
+    (line,) = reports.other_baselines(load(tmp_path, name))
+    assert "another training of digits_vgg11 (99.00 % of the test images)" in line
+    assert "(98.40, 99.30 %)" in line
+    reports.report("quick", [name], tmp_path / "reports", tmp_path)
+    assert line in (tmp_path / "reports" / "results.md").read_text()
+
+
 def test_report_again_gives_the_same_bytes(reported, root, tmp_path):
     reports.report("quick", ["digits_vgg11_10"], tmp_path, root)
     files = [file for file in reported[0].iterdir() if file.name != "notes.txt"]

@@ -355,6 +355,14 @@ def test_a_warm_up_of_one_step(digits):
     assert len(training.fit(networks.build("resnet20"), few, schedule, progress=None)) == 1
 
 
+def test_a_schedule_of_one_step_is_a_step(digits):
+    few = from_tensors(digits.train.images[:20], digits.train.labels[:20], validation=0.2)
+    network = small()
+    before = network.state_dict()["classifier.weight"].clone()
+    training.fit(network, few, training.Training(epochs=1, batch_size=16, learning_rate=0.1), progress=None)
+    assert (network.state_dict()["classifier.weight"] - before).abs().max() > 1e-3  # not at the rate of a last step
+
+
 def test_a_network_that_may_not_change(digits):
     with pytest.raises(InputError, match="No weight of the network may change"):
         training.fit(networks.build("resnet20").requires_grad_(False), digits, training.Training(), progress=None)
