@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from rlprune.accuracies import accuracy_against, accuracy_by_method
+from rlprune.accuracies import CUT, accuracy_against, accuracy_by_method
 from rlprune.errors import InputError
 from rlprune.labels import (
     REPLAYED,
@@ -126,7 +126,8 @@ def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = N
 
     With several seeds a line is their mean, from where each of them has found something, and its band the mean's 95 %
     confidence interval (Student's t), or from the lowest to the highest where there are fewer than `FEW`. Methods that
-    decide at once, or of which only the outcome is known, are dotted lines across, with their value in the legend.
+    decide at once, or of which only the outcome is known, are dotted lines across, with their value in the legend. What
+    is far below all searches' ends (`rlprune.accuracies.CUT`) is beneath the axis; an arrow in the legend says so.
 
     Args:
         history: one row per candidate: episode (from 1) and best (%); method and seed if there are several.
@@ -143,7 +144,7 @@ def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = N
     with style():
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         axis = figure.subplots()
-        handles = []
+        handles, ends, across = [], [], []
         for method in methods:
             colour, dash = method_style(method)[0], dashes[method]
             table = history[history["method"] == method].pivot(index="episode", columns="seed", values="best").ffill()
@@ -152,9 +153,11 @@ def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = N
                 value = table.iloc[0].mean() if len(table) else outcomes[method]
                 axis.axhline(value, color=colour, linestyle=DOTS)
                 handles.append(key(f"{method_label(method)} ({value:.1f})", colour, linestyle=DOTS))
+                across.append((value, handles[-1]))
             if len(table) < 2:
                 continue
             mean, count = table.mean(axis=1), table.shape[1]
+            ends.append(mean.iloc[-1])
             axis.step(table.index, mean, color=colour, linestyle=dash, where="post")
             handles.append(key(method_label(method), colour, linestyle=dash))
             if count > 1:
@@ -163,6 +166,14 @@ def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = N
                 axis.fill_between(table.index, low, high, step="post", color=colour, alpha=0.2, linewidth=0)
         finish(axis, "Best network within budget", reward_label(searched), "Evaluations")
         axis.set_xlim(left=0)
+        # where searches end must be told apart; what begins or stays far below would squeeze that
+        reached = [*ends, *(value for value, _ in across)]
+        low = min([max(reached) - CUT, *(end - CUT / 4 for end in ends)]) if ends else -np.inf
+        if axis.get_ylim()[0] < low:
+            axis.set_ylim(bottom=low)
+        for value, handle in across:
+            if value < low:
+                handle.set_label(handle.get_label().replace(")", " ↓)"))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
 

@@ -214,7 +214,8 @@ def page(
         "are episodes, lines their running mean. Over several seeds lines are means, and thin lines on the bars of "
         "widths go from the smallest to the largest; the band is one standard deviation of the running means in the "
         "curves, and in the progress the 95 % interval of the mean (of two seeds, from the lower to the higher). "
-        "Dotted in the progress: a method that decides at once, or of which only the outcome is known.",
+        "Dotted in the progress: a method that decides at once, or of which only the outcome is known; ↓ is below the "
+        "axis.",
         *more,
     ]
     shown = [("accuracy_by_method", "Accuracy after fine-tuning")]

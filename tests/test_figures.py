@@ -696,7 +696,18 @@ def test_progress_leaves_no_method_out():
     assert len(curve.get_xdata()) > 2
     assert (only.get_ydata()[0], across.get_ydata()[0]) == (98.6, 42.0)
     legend = [text.get_text() for text in figure.legends[0].texts]
-    assert legend == ["Layer-wise agent", "HFP (98.6)", "Random search (42.0)"]
+    assert legend == ["Layer-wise agent", "HFP (98.6)", "Random search (42.0 ↓)"]
+
+
+def test_progress_is_to_scale_where_searches_end():
+    history = episodes(["layerwise", "random"], (0,), ["parameters"], count=6)
+    history["best"] = np.where(history["method"] == "random", 30.0, 90.0)
+    history.loc[history["episode"] == 1, "best"] = 5.0
+    axis = figures.search_progress(history, {"taylor": 28.0, "batchnorm": 20.0}).axes[0]
+    assert axis.get_ylim()[0] == 27.0  # the lower search in sight, but not where it began
+    assert figures.search_progress(history.assign(best=85.0), {"taylor": 84.0}).axes[0].get_ylim()[0] > 80
+    alone = figures.search_progress(history.iloc[:0], {"taylor": 84.0, "batchnorm": 20.0})
+    assert alone.axes[0].get_ylim()[0] < 20
 
 
 def test_curves_of_many_methods_are_told_apart_without_colour():
@@ -718,7 +729,7 @@ def test_progress_is_the_mean_of_the_best_with_its_confidence_interval():
     low, high = figure.axes[0].collections[0].get_paths()[0].get_extents().get_points()[:, 1]
     half = 4.302653 / 3**0.5  # Student's t with two degrees of freedom
     assert (low, high) == pytest.approx((21 - half, 61 + half), abs=1e-4)
-    assert [text.get_text() for text in figure.legends[0].texts] == ["Layer-wise agent", "Random search (42.0)"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["Layer-wise agent", "Random search (42.0 ↓)"]
 
 
 def test_many_methods_at_one_budget_stand_below_each_other(tmp_path):
