@@ -96,7 +96,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
         handles = [key(method_label(m), method_style(m)[0], **look | _marked(method_style(m)[1])) for m in methods]
         handles.append(key("Unpruned", "black", linestyle=":", linewidth=1))
         for names, fill in fills.items():
-            handles.append(key(", ".join(names), linestyle="", **look | _marked("o") | _filled(fill, "0.3")))
+            handles.append(key(together(names), linestyle="", **look | _marked("o") | _filled(fill, "0.3")))
         if reported and cost == "parameters" and any(published(*panel) for panel, _ in panels):
             handles.append(key("Reported elsewhere", "0.25", linestyle="", marker="x", markersize=5))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
@@ -174,6 +174,13 @@ def families(part: pd.DataFrame) -> pd.Series:
         if not pairs.duplicated(["family", "budget"]).any():
             return family
     return part["experiment"]
+
+
+def together(names: Sequence[str]) -> str:
+    """Names of a family without what they have in common: a_20, _10, _5."""
+    first, *others = names
+    stem = first.rpartition("_")[0]
+    return ", ".join([first, *(name.removeprefix(stem) if name.startswith(f"{stem}_") else name for name in others)])
 
 
 def floor(part: pd.DataFrame) -> float:

@@ -439,6 +439,11 @@ def test_what_others_report_stands_beside_the_same_network(root):
     assert published.beside(digits) == []
 
 
+def test_a_family_is_named_shortly():
+    assert accuracies.together(["peers_vgg11_20", "peers_vgg11_10", "other_5"]) == "peers_vgg11_20, _10, other_5"
+    assert accuracies.together(["alone"]) == "alone"
+
+
 def test_points_of_one_budget_are_never_joined(tmp_path):
     names = [
         make(tmp_path, "v_20", limit=0.2),
@@ -457,10 +462,10 @@ def test_points_of_one_budget_are_never_joined(tmp_path):
 
     lines, legend = drawn("v_20", "v_10")
     assert lines == {("layerwise", (10, 20), "full"), ("uniform", (10, 20), "full")}
-    assert not legend & {"v_20, v_10", "v_10"}
+    assert not legend & {"v_20, _10", "v_10"}
     again, legend = drawn(*names)
     assert again == lines | {("layerwise", (10,), "none")}
-    assert {"v_20, v_10", "v_10_gates"} <= legend
+    assert {"v_20, _10", "v_10_gates"} <= legend
     table["experiment"] = table["experiment"].map({"v_20": "one", "v_10": "two", "v_10_gates": "three"})
     apart, _ = drawn("one", "two", "three")  # names that tell of no family
     assert {budgets for _, budgets, _ in apart} == {(10,), (20,)}
