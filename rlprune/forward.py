@@ -96,45 +96,10 @@ def training_logits(network: nn.Module, images: Tensor, weights: dict[str, Tenso
         images: normalised, (B, C, H, W).
         weights: in place of parameters of the network, by name.
     """
-    half = half_precision(images.device)
-    other_ways: contextlib.AbstractContextManager = contextlib.nullcontext()
-    if images.device.type == "cpu":
-        if not isinstance(half, torch.autocast):
-            other_ways = _strides_by_slicing(network)
-        elif cpu().get("amx_bf16", False):
-            other_ways = NarrowConvolutions()
-    with half, other_ways:
+    on_cpu = images.device.type == "cpu"
+    other_ways = NarrowConvolutions(products=cpu().get("amx_bf16", False)) if on_cpu else contextlib.nullcontext()
+    with half_precision(images.device), other_ways:
         return logits_of(functional_call(network, weights, (images,)) if weights else network(images))
-
-
-@contextlib.contextmanager
-def _strides_by_slicing(network: nn.Module) -> Iterator[None]:
-    """Have narrow 1×1 convolutions see only the pixels that their stride would leave them: the same function.
-
-    The shortcuts of a slim residual network are such. For the gradient of their weights, in float32 and channels-last,
-    oneDNN writes past the end of its memory where there are fewer input channels than a vector holds numbers (16 at
-    most): the process dies, or learns nonsense (uxlfoundation/oneDNN issue 6035, open in torch 2.13).
-    """
-    undo: list[Callable[[], None]] = []
-
-    def slicing(stride: tuple[int, ...]) -> Callable[..., tuple[Any, dict[str, Any]]]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return (read_by(inputs, named)[..., :: stride[0], :: stride[1]],), {}
-
-        return hook
-
-    try:
-        for module in network.modules():
-            if type(module).forward is not nn.Conv2d.forward or module.in_channels >= 16 or max(module.stride) == 1:
-                continue
-            if module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid"):
-                undo.append(functools.partial(setattr, module, "stride", module.stride))
-                undo.append(module.register_forward_pre_hook(slicing(module.stride), with_kwargs=True).remove)
-                module.stride = (1, 1)
-        yield
-    finally:
-        for restore in undo:
-            restore()
 
 
 def read_by(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:

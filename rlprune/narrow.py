@@ -1,4 +1,4 @@
-"""Convolutions of small maps, trained in bfloat16 on CPUs with AMX, where oneDNN is slow at them."""
+"""Narrow convolutions that oneDNN, torch's library for CPUs, trains slowly or wrongly, done in another way."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,28 +9,49 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 # Rows of up to 4 pixels: oneDNN's kernels go through a map row by row, and a short row leaves most of a register idle.
-# With rows of 8 a training step was no faster, and without AMX it was slower (benchmarks/training.py).
 WIDEST = 4
 
 
 class NarrowConvolutions(TorchFunctionMode):
-    """While it is entered, ``conv2d`` takes another way to the same numbers where that pays.
+    """While it is entered, ``conv2d`` takes another way to the same numbers where torch's own is bad.
 
-    In bfloat16 a convolution that keeps the size of a map of at most 4×4 is one product of matrices, and so are both of
-    its gradients.
+    * Without autocast, a 1×1 convolution of few channels with a stride, such as the shortcut of a slim residual
+      network, sees only the pixels that its stride would leave it. For the gradient of its weights, in float32 and
+      channels-last, oneDNN writes past the end of its memory where there are fewer input channels than a vector holds
+      numbers (16 at most): the process dies, or learns nonsense (uxlfoundation/oneDNN issue 6035, open in torch 2.13).
+    * Under autocast, with ``products``, a convolution that keeps the size of a map of at most `WIDEST` pixels each way
+      is one product of matrices, and so are both of its gradients: on AMX that is faster (benchmarks/narrow.py).
     """
+
+    def __init__(self, products: bool = True) -> None:
+        super().__init__()
+        self.products = products
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if function is torch.conv2d and not kwargs and torch.is_autocast_enabled("cpu") and _suits(*args):
-            images, weight = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in args[:2])
-            maps = _Product.apply(images, weight)
-            return maps if args[2] is None else maps + args[2].to(maps.dtype)[:, None, None]
+        if function is torch.conv2d and not kwargs:
+            if not torch.is_autocast_enabled("cpu"):
+                args = _strided_by_slicing(*args)
+            elif self.products and _small(*args):
+                images, weight = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in args[:2])
+                maps = _Product.apply(images, weight)
+                return maps if args[2] is None else maps + args[2].to(maps.dtype)[:, None, None]
         return function(*args, **(kwargs or {}))
 
 
-def _suits(
+def _strided_by_slicing(
+    images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, *others: Any
+) -> tuple[Any, ...]:
+    """The arguments of ``conv2d``, the stride taken out of those of a narrow 1×1 convolution."""
+    down, across = _pair(stride)
+    narrow = images.ndim == 4 and images.shape[1] < 16 and weight.shape[2:] == (1, 1)
+    if narrow and max(down, across) > 1 and (padding == "valid" or _pair(padding) == (0, 0)):
+        images, stride = images[..., ::down, ::across], (1, 1)
+    return images, weight, bias, stride, padding, *others
+
+
+def _small(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -53,8 +74,8 @@ def _suits(
     )
 
 
-def _pair(value: Any) -> tuple[Any, ...]:
-    return (value, value) if isinstance(value, int | str) else tuple(value)
+def _pair(value: Any) -> tuple[Any, Any]:
+    return (value, value) if isinstance(value, int | str) else tuple(value) * (3 - len(value))
 
 
 class _Product(torch.autograd.Function):

@@ -151,9 +151,8 @@ def fit(
     path = place_of(checkpoint)
     run = _fingerprint(network, teacher, data, training, seed) if path is not None else ""
     steps = len(data.train) // training.batch_size
-    planned = max(
-        2, steps * training.epochs
-    )  # of a single step torch would make the schedule's last, of next to no rate
+    # a single step would be the last of its schedule, at next to no rate
+    planned = max(2, steps * training.epochs)
     data = suited(network, data)
     if teacher is not None:
         _check_teacher(network, teacher, data)
