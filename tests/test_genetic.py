@@ -67,7 +67,9 @@ def form_of(changes, normalised):
 
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("kind", ["trained", "resnet", "unusual", "of smaller kernels"])
-def test_the_fitness_is_the_error_where_every_patch_is_seen(kind, normalised, request, digits):
+def test_the_fitness_is_the_error_where_every_patch_is_seen(kind, normalised, request, digits, monkeypatch):
+    # bfloat16 says little of a mask whose few filters contribute little
+    monkeypatch.setenv("RLPRUNE_PRECISION", "float32")
     if kind == "of smaller kernels":
         network = without_rings(request.getfixturevalue("trained"), {"features.4": 1, "features.8": 1})
     else:
@@ -79,8 +81,7 @@ def test_the_fitness_is_the_error_where_every_patch_is_seen(kind, normalised, re
     for group in groups:
         masks = [*some_masks(group.size, group.size // 2, 5), *some_masks(group.size, 1, 2)]
         fitness, true = fidelity(network, group, masks, images, images, patches=10**6, normalised=normalised)
-        # the outputs' energy comes in half precision where the machine has it
-        torch.testing.assert_close(fitness.double(), true, rtol=0.02, atol=1e-4)
+        torch.testing.assert_close(fitness.double(), true, rtol=1e-3, atol=1e-5)
         assert true.min() > 0
 
 
