@@ -67,9 +67,10 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
             theirs = published(dataset, network) if reported and cost == "parameters" else []
             for place, one in enumerate(theirs):
                 axis.plot(one.kept, one.after, "x", color="0.25", markersize=5)
-                # neighbours apart: up to the right, down to the left
-                where = {"xytext": (-2, -4), "ha": "right", "va": "top"} if place % 2 else {"xytext": (2, 3)}
-                slanted = {"textcoords": "offset points", "rotation": 40, "rotation_mode": "anchor", "fontsize": 6.5}
+                # neighbours apart, to the right and to the left; upwards, as ours are mostly below
+                left = {"xytext": (-2, 3), "ha": "right", "rotation": -40}
+                where = left if place % 2 else {"xytext": (2, 3), "rotation": 40}
+                slanted = {"textcoords": "offset points", "rotation_mode": "anchor", "fontsize": 6.5}
                 axis.annotate(one.method, (one.kept, one.after), **where, **slanted)
             low, high = axis.get_ylim()
             if high - low < LEAST:

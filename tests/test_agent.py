@@ -115,6 +115,14 @@ def test_two_limits_of_which_one_binds():
     assert late(agent, "lambda_1") < 0.002
 
 
+@pytest.mark.parametrize("coefficient", [0.0, 10.0])
+def test_a_bonus_on_entropy_keeps_the_policy_wide(coefficient):
+    options = PPOOptions(**FAST, learning_rate=3e-3, entropy_coefficient=coefficient)
+    agent = LagrangianPPO(side_by_side(lambda: bandit(percent)), [250], options=options).learn(128 * 40)
+    first, last = (agent.history[row]["std"] for row in (0, -1))
+    assert last > 1.5 * first if coefficient else last < first
+
+
 def test_budget_over_several_steps():
     # Σ wₜ √aₜ under Σ aₜ ≤ 1: aₜ = wₜ² / Σ w² = (0.61, 0.30, 0.10), return √Σ w² = 1.285, λ* = √Σ w² / 2;
     # equal shares, where it begins, return 1.212; without the limit all three actions were 1
@@ -480,6 +488,19 @@ def test_wrong_initial_action_seed_and_steps():
         LagrangianPPO(problem(), [1, 1], seed=-1)
     with pytest.raises(InputError, match="total_steps"):
         LagrangianPPO(problem(), [1, 1]).learn(0)
+
+
+def test_what_another_agent_has_learned_is_taken_over_and_no_more():
+    env = side_by_side(lambda: bandit(percent))
+    old = LagrangianPPO(env, [100], options=PPOOptions(**FAST, learning_rate=3e-3)).learn(128 * 10)
+    new = LagrangianPPO(env, [100], seed=1, options=PPOOptions(**{**FAST, "initial_log_std": -0.5}))
+    new.adopt(old.state_dict())
+    decisions = [agent.predict(np.ones(1, np.float32), deterministic=True)[0] for agent in (old, new)]
+    np.testing.assert_array_equal(*decisions)
+    assert not np.allclose(decisions[0], 0.5, atol=1e-3)  # where both began
+    assert torch.equal(new.policy.log_std, torch.full((2,), -0.5))
+    assert (new.multipliers, new.steps, new.episodes, new.history) == ([1.0], 0, 0, [])
+    assert not np.allclose(old.multipliers, 1)
 
 
 def test_state_of_another_agent_is_refused_and_changes_nothing():

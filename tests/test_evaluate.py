@@ -1,6 +1,7 @@
 """The evaluator: recovered candidates, alive rewards, equal masks measured once."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -122,6 +123,25 @@ def test_refit_revives_what_recalibration_cannot(digits, trained, example):
     again = evaluate.Evaluator(trained, groups, digits)
     never = evaluate.Evaluator(trained, groups, digits, ridge=0)
     assert sum(again(m) - never(m) for m in masks) / 5 > 10
+
+
+def test_validation_images_judge_and_training_images_recover(digits, trained, example):
+    """What the search never may see, and what it sees for one purpose alone, is made worthless in turn."""
+
+    def worthless(split):
+        return dataclasses.replace(split, labels=(split.labels + 1) % 10)
+
+    groups = trace(trained, example)
+    masks = masks_of(groups, 0.5)
+    reward = evaluate.Evaluator(trained, groups, digits, images=200)(masks)
+    other = dataclasses.replace(digits, train=worthless(digits.train), test=worthless(digits.test))
+    assert evaluate.Evaluator(trained, groups, other, images=200)(masks) == reward > 30
+    first = dataclasses.replace(digits, validation=digits.validation[slice(0, 200)])
+    assert evaluate.Evaluator(trained, groups, first)(masks) == reward
+    other = dataclasses.replace(digits, validation=worthless(digits.validation))
+    assert evaluate.Evaluator(trained, groups, other, images=200)(masks) < 30
+    dark = dataclasses.replace(digits.train, images=torch.zeros_like(digits.train.images))
+    assert evaluate.Evaluator(trained, groups, dataclasses.replace(digits, train=dark), images=200)(masks) < 30
 
 
 def test_own_measure_takes_the_place_of_accuracy(trained, example, digits):

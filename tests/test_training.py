@@ -317,6 +317,29 @@ def test_statistics_that_are_not_finite_are_training_that_diverged():
         training.check_loss(1.0, 1, network)
 
 
+def test_weight_decay_is_on_weights_alone():
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    optimizer = training.sgd(network, Training(learning_rate=0.5, momentum=0.0, weight_decay=0.1))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        share = 0.95 if parameter.ndim > 1 else 1
+        torch.testing.assert_close(parameter.detach(), share * before[name])
+
+
+@pytest.mark.parametrize(("momentum", "steps"), [(0.9, [1.9, 2.71]), (0.0, [1, 1])])
+def test_momentum_is_nesterovs(momentum, steps):
+    layer = nn.Linear(1, 1, bias=False)
+    optimizer = training.sgd(layer, Training(learning_rate=1.0, momentum=momentum, weight_decay=0))
+    for step in steps:  # g + m·v after v ← m·v + g; without looking ahead 1 and 1.9
+        before = layer.weight.item()
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.step()
+        assert before - layer.weight.item() == pytest.approx(step)
+
+
 def test_training_without_momentum(digits):
     before = small()
     fit(after := small(), digits, dataclasses.replace(SCHEDULE, epochs=1, momentum=0.0), progress=None)
