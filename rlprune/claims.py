@@ -14,6 +14,7 @@ from rlprune.margins import AGENTS
 from rlprune.tables import Results, limits
 
 COMPARABLE = 0.3  # points that a network may lose and still be called comparable: a standard error of 10,000 images
+ROUNDING = 0.1  # percent of the parameters: budgets are met from below
 LAST, LEAST = 0.05, 16  # share of a search that its end is read from, and episodes at least: an update of VGG11's
 
 
@@ -25,19 +26,22 @@ class Claim:
         network: as `rlprune.networks` names it.
         said: of it.
         kept: the most parameters that a network may keep to be held against it, in percent.
+        least: what the smallest network that it is made of keeps; nothing is claimed of a smaller one.
         loss: the most points it may lose.
     """
 
     network: str
     said: str
     kept: float
+    least: float
     loss: float
 
 
 CLAIMS = [
-    *(Claim(n, "83 to 92.9 % of the parameters gone, accuracy comparable or better", 17, COMPARABLE)
+    *(Claim(n, "83 to 92.9 % of the parameters gone, accuracy comparable or better", 17, 7.1, COMPARABLE)
       for n in ("vgg11", "vgg16", "vgg19")),
-    Claim("resnet18", "75.09 % of the parameters gone, nothing lost", 24.91, 0),
+    # 25 and not 24.91: our budget is a quarter
+    Claim("resnet18", "75.09 % of the parameters gone, nothing lost", 25, 24.91, 0),
 ]  # fmt: skip
 # where the authors' plots end: accuracy in search and share of the convolutions' weights kept, by network, agent and
 # the share asked for, all in percent
@@ -74,7 +78,8 @@ def page(replayed: Results | None, table: pd.DataFrame) -> str:
         "",
         "## The abstract",
         "",
-        f"*Comparable* is at most {COMPARABLE:g} points below the unpruned network, on the mean over seeds.",
+        f"*Comparable* is at most {COMPARABLE:g} points below the unpruned network, on the mean over seeds. "
+        "Of networks smaller than the smallest of a claim it says nothing.",
         "",
         "| network | claim | ours | verdict |",
         "|---|---|---|---|",
@@ -122,8 +127,11 @@ def _verdicts(table: pd.DataFrame) -> Iterator[str]:
         for row in ours.sort_values("parameters_percent", ascending=False).itertuples():
             if row.change >= 0:
                 verdict = "surpassed: nothing lost, filters gone"
+            elif -row.change <= claim.loss:
+                verdict = "reproduced, filters gone"
             else:
-                verdict = "reproduced, filters gone" if -row.change <= claim.loss else "not reproduced"
+                smaller = row.parameters_percent < claim.least - ROUNDING
+                verdict = "smaller than what was claimed" if smaller else "not reproduced"
             yield (
                 f"{head} {method_label(row.method)}, {100 - row.parameters_percent:.1f} % gone: "
                 f"{row.accuracy_before:.2f} → {row.accuracy:.2f} ({signed(row.change)}; "

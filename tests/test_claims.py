@@ -32,6 +32,17 @@ def test_each_claim_has_its_verdict():
     assert "not run" in line(text, "VGG-19", "comparable or better")
 
 
+def test_nothing_is_claimed_of_networks_that_are_smaller_still():
+    rows = [row("vgg11", "layerwise", 7.05, -1), row("vgg11", "filterwise", 4.9, -1), row("vgg16", "layerwise", 4.9, 0)]
+    rows += [row("resnet18", "layerwise", 10, -0.1), row("resnet18", "filterwise", 24.99, -0.1)]
+    text = claims.page(None, pd.DataFrame(rows))
+    assert "not reproduced |" in line(text, "VGG-11", "Layer-wise")
+    assert "smaller than what was claimed |" in line(text, "VGG-11", "Filter-wise")
+    assert "surpassed" in line(text, "VGG-16", "Layer-wise")
+    assert "smaller than what was claimed |" in line(text, "ResNet-18", "Layer-wise")
+    assert "not reproduced |" in line(text, "ResNet-18", "Filter-wise")
+
+
 def test_nothing_has_been_run():
     text = claims.page(None, pd.DataFrame())
     assert text.count("| – | not run |") == len(claims.CLAIMS)
