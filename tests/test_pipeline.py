@@ -192,11 +192,11 @@ def test_plain_functions_do_the_same_without_dvc_and_papermill(tmp_path, clone):
     table = tables.run("quick", tmp_path)
     assert list(table["method"]) == ["layerwise", "uniform"]
     assert "| " in tables.show("quick", tmp_path)
-    params["experiments"]["later"] = params["experiments"][NAME]
+    params["experiments"]["later"] = params["experiments"]["later_still"] = params["experiments"][NAME]
     write(tmp_path, params)
     assert set(tables.run("quick", tmp_path)["experiment"]) == {NAME}
     page = (tmp_path / "reports/quick/results.md").read_text()
-    assert "Not run yet: later, `dvc repro finetune@later`" in page
+    assert "- Not run yet: later, later_still; `dvc repro finetune@later` and so on\n" in page
     mine = read(tmp_path / "results/quick" / NAME / "finetune/metrics.json")["methods"]
     (tmp_path / "results/quick/later/finetune").mkdir(parents=True)  # as DVC leaves it before a stage that fails
     assert set(tables.run("quick", tmp_path)["experiment"]) == {NAME}
@@ -264,7 +264,16 @@ def test_all_networks_learn_from_the_same_lessons(tmp_path, monkeypatch):
     lessons = set((tmp_path / "checkpoints/lessons").iterdir())
     assert len(lessons) == 2  # an epoch for each of two seeds, whatever the number of methods
     monkeypatch.setenv("RLPRUNE_JOBS", "2")
+    shutil.rmtree(tmp_path / "checkpoints/lessons")
+    ours, tasks = finetune.side_by_side, []
+
+    def spied(work, of):
+        tasks.append((work.__name__, len(of), len(list((tmp_path / "checkpoints").glob("lessons/*")))))
+        return ours(work, of)
+
+    monkeypatch.setattr(finetune, "side_by_side", spied)
     again = finetune.run(NAME, tmp_path, progress=False)
+    assert tasks == [("_teach", 2, 0), ("_ahead", 4, 2)]  # before any network learns, all lessons are there
     assert set((tmp_path / "checkpoints/lessons").iterdir()) == lessons
     for method, seeds in taught["methods"].items():
         for seed, outcome in seeds.items():

@@ -13,6 +13,7 @@ from rlprune import files, forward, networks, training
 from rlprune.errors import InputError
 from rlprune.files import weights_hash
 from rlprune.forward import accuracy, suited, training_logits
+from rlprune.lessons import Lessons
 from rlprune.own import from_tensors
 from rlprune.training import Training, fit
 
@@ -219,6 +220,26 @@ def test_lessons_are_learned_from_once_and_teach_the_same(digits, trained, tmp_p
     files_before = set(tmp_path.iterdir())
     fit(small(), digits, schedule, teacher=small(1).eval(), lessons=tmp_path, progress=None)
     assert len(set(tmp_path.iterdir()) - files_before) == schedule.epochs
+
+
+def test_lessons_prepared_in_any_order_are_those_that_a_network_learns_from(digits, trained, tmp_path):
+    schedule = dataclasses.replace(SCHEDULE, epochs=2, distillation=0.5)
+    alone, pupil = small(), small()
+    fit(alone, digits, schedule, teacher=trained, lessons=tmp_path / "asked", progress=None)
+    run = (trained, digits, schedule.batch_size, 0)
+    for epoch in (2, 1):
+        Lessons(*run, tmp_path / "prepared").prepare(epoch)
+    asked, prepared = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("asked", "prepared"))
+    assert asked == prepared
+    assert len(asked) == schedule.epochs
+    called = []
+    watch = trained.register_forward_hook(lambda *_: called.append(1))
+    Lessons(*run, tmp_path / "prepared").prepare(2)
+    assert not called, "a file that was there was made again"
+    fit(pupil, digits, schedule, teacher=trained, lessons=tmp_path / "prepared", progress=None)
+    watch.remove()
+    assert len(called) == 1  # whether it is a teacher for these images
+    assert state_equal(alone, pupil)
 
 
 def test_a_stopped_run_takes_up_its_lessons_in_the_middle(digits, trained, tmp_path, monkeypatch):

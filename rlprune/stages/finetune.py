@@ -1,5 +1,6 @@
 """Stage finetune: the same training for the network of every method, then the test split, once."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import pandas as pd
 
 from rlprune.data import Dataset
 from rlprune.files import save_weights, weights_hash
-from rlprune.forward import accuracy
+from rlprune.forward import accuracy, suited
+from rlprune.lessons import Lessons
 from rlprune.result import PruningResult, load
 from rlprune.stages.baseline import trained
 from rlprune.stages.common import Project, budgets, described, project, schedule
@@ -28,9 +30,9 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     here = project(root)
     entry, training = here.entry("experiments", name), schedule(here, name)
     data = dataset(here, here.entry("baselines", entry["baseline"])["dataset"])  # fetched once, not by each process
-    # all seeds of a method before the next method: each seed has lessons of its own, which the next method then finds
-    tasks = [(name, here.root, method, seed) for method in entry["methods"] for seed in entry["seeds"]]
-    beside = side_by_side(_ahead, tasks)
+    if training.distillation > 0:  # side by side the networks would each ask the teacher what all of them are to hear
+        side_by_side(_teach, list(product([name], [here.root], entry["seeds"], range(1, training.epochs + 1))))
+    beside = side_by_side(_ahead, list(product([name], [here.root], entry["methods"], entry["seeds"])))
     outcome: dict[str, dict[str, Any]] = {method: {} for method in entry["methods"]}
     histories, checkpoints, begun = [], [], {}
     for seed in entry["seeds"]:
@@ -73,6 +75,15 @@ def _pruned(here: Project, name: str, method: str, seed: int, data: Dataset) -> 
     after_pruning = accuracy(pruned.network.to(data.device), data, data.test)
     which = fingerprint(schedule(here, name), data.describe(), weights_hash(pruned.network))
     return pruned, after_pruning, here.checkpoint(name, "finetune", method, seed, which)
+
+
+def _teach(name: str, root: Path, seed: int, epoch: int) -> None:
+    """What the unpruned network says in one epoch, which every method's network then finds."""
+    here = project(root)
+    baseline = here.entry("experiments", name)["baseline"]
+    data = dataset_once(root, here.entry("baselines", baseline)["dataset"])
+    teacher = trained(here, baseline, here.baseline_seed(name, seed), data)
+    Lessons(teacher, suited(teacher, data), schedule(here, name).batch_size, seed, here.lessons).prepare(epoch)
 
 
 def _ahead(name: str, root: Path, method: str, seed: int) -> None:

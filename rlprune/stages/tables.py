@@ -39,11 +39,12 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
     members = here.members(suite)
     made = _made(here, suite)
     peers = here.params.get("comparisons") or {}
-    absent = [
-        f"- Not run yet: {name}, `dvc repro {'peers' if name in peers else 'finetune'}@{name}`"
-        for name in members
-        if name not in made
-    ]
+    absent = []
+    for stage in ("finetune", "peers"):
+        names = [name for name in members if name not in made and (name in peers) == (stage == "peers")]
+        if names:
+            command = f"`dvc repro {stage}@{names[0]}`" + " and so on" * (len(names) > 1)
+            absent.append(f"- Not run yet: {', '.join(names)}; {command}")
     where = here.root / "reports" / suite, here.root / "results"
     return report(suite, made or members, *where, absent, here.parts(suite))
 
