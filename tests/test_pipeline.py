@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -391,6 +392,25 @@ def test_bad_entry_is_one_sentence_before_any_work(tmp_path, group, key, value, 
         check.run(tmp_path)
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "fault"),
+    [
+        ("experiments", "..", "experiments in params.yaml has the name '..'"),
+        ("baselines", "a/b", "baselines in params.yaml has the name 'a/b'"),
+        ("studies", "mine@home", "studies in params.yaml has the name 'mine@home'"),
+        ("suites", "studies", "suites.studies in params.yaml would share a folder"),
+        ("suites", "baselines", "suites.baselines in params.yaml would share a folder"),
+    ],
+)
+def test_names_that_make_no_folder_of_their_own_are_refused(tmp_path, group, name, fault):
+    params = json.loads(json.dumps(TINY))
+    entries = params.get(group) or {}
+    params[group] = {**entries, name: next(iter(entries.values()), {})}
+    write(tmp_path, params)
+    with pytest.raises(InputError, match=re.escape(fault)):
+        check.run(tmp_path)
 
 
 def test_groups_that_are_none_are_one_sentence(tmp_path):

@@ -1,6 +1,7 @@
 """Check params.yaml as a whole before any work starts."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from rlprune.errors import InputError, one_of
 from rlprune.networks import check_name
 from rlprune.sources import NAMES as DATASETS
 from rlprune.stages import baseline, peers, search, study
-from rlprune.stages.common import Project, budgets, project, schedule
+from rlprune.stages.common import REQUIRED, Project, budgets, project, schedule
+from rlprune.stages.tables import PAPER, STUDIES
 
 
 def run(root: str | Path | None = None) -> str:
@@ -18,6 +20,7 @@ def run(root: str | Path | None = None) -> str:
         InputError: the first fault found.
     """
     here = project(root)
+    _check_names(here)
     for name in here.params.get("suites") or {}:
         here.entry("suites", name)
         here.parts(name)
@@ -40,6 +43,19 @@ def run(root: str | Path | None = None) -> str:
         with _naming(here.where("studies", name)):
             here.entry("baselines", study.settings(here, name)["baseline"])
     return f"params.yaml: {len(baselines)} baselines and {len(experiments)} experiments are in order."
+
+
+def _check_names(here: Project) -> None:
+    """Entries give their names to stages of DVC and to folders, in which suites stand beside what is of none."""
+    for group in (*REQUIRED, "comparisons"):
+        for name in here.params.get(group) or {}:
+            if not re.fullmatch(r"\w[\w.-]*", str(name), re.ASCII):
+                raise InputError(
+                    f"{group} in params.yaml has the name {name!r}: names are made of letters, digits, '_', '-' and "
+                    "'.', and begin with a letter, a digit or '_'."
+                )
+    if taken := sorted({"baselines", "data", PAPER, STUDIES} & set(here.params.get("suites") or {})):
+        raise InputError(f"suites.{taken[0]} in params.yaml would share a folder with other results: rename it.")
 
 
 def _check_experiment(here: Project, name: str) -> None:
