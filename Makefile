@@ -12,7 +12,7 @@ export PATH := $(BIN):$(PATH)
 
 help:
 	@echo "make quick     digits: baseline, search, fine-tuning, tables and figures (reports/quick)"
-	@echo "make cifar10   the same for CIFAR-10 (a day or more on a CPU; reports/cifar10)"
+	@echo "make cifar10   the same for CIFAR-10 (days on a CPU; reports/cifar10)"
 	@echo "make cifar10-gpu"
 	@echo "               the full scale, for a GPU: four networks, four budgets, three seeds, CIFAR-100"
 	@echo "make compare   the agents beside chance, CMA-ES and heuristics on CIFAR-10 (hours; reports/compare)"
