@@ -82,14 +82,16 @@ def test_refit_leaves_a_network_without_a_last_linear_layer_alone():
 
 
 @pytest.mark.parametrize("rest", [1, 2])  # a batch norm takes no single image, and 250 are a batch
-def test_a_few_images_beyond_a_batch_count_like_all_others(rest):
+def test_a_few_images_beyond_a_batch_count_like_all_others(rest, monkeypatch):
+    monkeypatch.setenv("RLPRUNE_PRECISION", "float32")  # bfloat16 rounds by as much as an image left out would change
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
     images = torch.randn(250 + rest, 3, 32, 32)
     images[250:] += 20
     assert evaluate.recover(network, images, torch.randn(250 + rest, 4))
     features = network[1](images.flatten(1))
     whole, last = features.mean(0), features[250:].mean(0)
-    assert ((network[2].running_mean - whole).abs() < 0.01 * (last - whole).abs() + 1e-4).all()
+    assert ((network[2].running_mean - whole).abs() < 1e-3 * (last - whole).abs() + 1e-5).all()
 
 
 def test_refit_leaves_a_computed_weight_alone():
