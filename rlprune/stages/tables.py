@@ -38,11 +38,9 @@ def run(suite: str, root: str | Path | None = None) -> pd.DataFrame:
         return _paper(here)
     members = here.members(suite)
     made = _made(here, suite)
-    peers = here.params.get("comparisons") or {}
     absent = []
-    for stage in ("finetune", "peers"):
-        names = [name for name in members if name not in made and (name in peers) == (stage == "peers")]
-        if names:
+    for stage, group in (("finetune", "experiments"), ("peers", "comparisons")):
+        if names := [name for name in here.params.get(group) or {} if name in members and name not in made]:
             command = f"`dvc repro {stage}@{names[0]}`" + " and so on" * (len(names) > 1)
             absent.append(f"- Not run yet: {', '.join(names)}; {command}")
     where = here.root / "reports" / suite, here.root / "results"
