@@ -23,12 +23,13 @@ LEAST = 1.0  # points that an axis shows at least, not to magnify noise
 LINE = 58  # characters of a title that fit above a panel
 SOLID = "\N{NO-BREAK SPACE}"
 FILLS = ("full", "none", "left", "top")  # of markers, for experiments that share a panel
+REPORTED = {"marker": "1", "markersize": 7}  # points of other papers: no method has this marker
 
 
 def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bool = True) -> Figure:
     """Accuracy after fine-tuning against what is kept of a cost, one panel per dataset and network.
 
-    The dotted line is the unpruned network; error bars are ± one standard deviation over seeds. Crosses are what
+    The dotted line is the unpruned network; error bars are ± one standard deviation over seeds. Tripods are what
     other papers report of the same network (`rlprune.published`), from baselines and trainings of their own. Lines
     join the budgets of one family of experiments, and fills of markers tell several families apart (`families`).
     What lies far below the best stands in a grey strip with its value, not to scale (`floor`).
@@ -66,7 +67,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
                     hidden += [(a, b, form) for a, b in zip(x, y, strict=True) if b < lowest]
             theirs = published(dataset, network) if reported and cost == "parameters" else []
             for place, one in enumerate(theirs):
-                axis.plot(one.kept, one.after, "x", color="0.25", markersize=5)
+                axis.plot(one.kept, one.after, color="0.25", **REPORTED)
                 # neighbours apart, to the right and to the left; upwards, as ours are mostly below
                 left = {"xytext": (-2, 3), "ha": "right", "rotation": -40}
                 where = left if place % 2 else {"xytext": (2, 3), "rotation": 40}
@@ -99,7 +100,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
         for names, fill in fills.items():
             handles.append(key(together(names), linestyle="", **look | _marked("o") | _filled(fill, "0.3")))
         if reported and cost == "parameters" and any(published(*panel) for panel, _ in panels):
-            handles.append(key("Reported elsewhere", "0.25", linestyle="", marker="x", markersize=5))
+            handles.append(key("Reported elsewhere", "0.25", linestyle="", **REPORTED))
         figure.legend(handles=handles, loc="outside lower center", ncols=columns_of(handles))
     return figure
 
