@@ -115,8 +115,8 @@ def results_table(results: Results) -> pd.DataFrame:
         cost with a budget ``<cost>_kept`` (in its own unit) and ``<cost>_percent`` (of the unpruned network);
         ``accuracy_before``, ``accuracy_pruned`` (pruned and recalibrated), ``accuracy`` (fine-tuned), all in
         percent of the test images, and ``change`` in points; each a mean over the seeds, with ``<name>_std``
-        (sample standard deviation, empty for a single seed); evaluations, search_seconds and
-        finetune_seconds, each per seed.
+        (sample standard deviation, empty for a single seed); epochs of fine-tuning (empty where the result file does
+        not say); evaluations, search_seconds and finetune_seconds, each per seed.
 
     Raises:
         InputError: a result file lacks a number.
@@ -137,7 +137,7 @@ def results_table(results: Results) -> pd.DataFrame:
     extra = [c for c in table if c.endswith(("_kept", "_percent")) and c not in fixed]
     head, numbers = ["experiment", "dataset", "network", "method", "budget"], fixed + extra
     table = table.reindex(columns=[*head, *numbers, *(c for c in table if c not in [*head, *numbers])])
-    whole = ["parameters_kept", "macs_kept", "evaluations"]
+    whole = ["parameters_kept", "macs_kept", "epochs", "evaluations"]
     return table.astype(dict.fromkeys([c for c in table if c not in [*head, "seeds"]], float)).astype(
         {column: "Int64" for column in whole if (table[column].dropna() % 1 == 0).all()}
     )
@@ -172,6 +172,7 @@ def markdown(table: pd.DataFrame) -> str:
     shown["Fine-tuned (%)"] = [f"**{t}**" if b else t for t, b in zip(shown["Fine-tuned (%)"], best, strict=True)]
     shown["Evaluations"] = [_or(n, lambda n: f"{n:,.0f}") for n in table["evaluations"]]
     shown["Search"] = [_or(s, duration) for s in table["search_seconds"]]
+    shown["Epochs"] = [_or(n, lambda n: f"{n:,.0f}") for n in table["epochs"]]
     shown["Fine-tuning"] = [_or(s, duration) for s in table["finetune_seconds"]]
     shown["Seeds"] = table["seeds"]
     frame = pd.DataFrame({label: list(values) for label, values in shown.items()})
@@ -207,15 +208,15 @@ def page(
         "",
         markdown(table),
         "",
-        "Accuracies in percent of the test images; ± is the standard deviation over seeds. Pruned: after pruning and "
-        "recovery (batch norm recalibrated, last layer fitted again unless the method has trained it itself), before "
-        "fine-tuning. Bold: the best per network and budget. Evaluations and times are per seed. Figures of accuracy: "
-        "error bars are one standard deviation; what stands in a grey strip is not to scale. Curves of a search: dots "
-        "are episodes, lines their running mean. Over several seeds lines are means, and thin lines on the bars of "
-        "widths go from the smallest to the largest; the band is one standard deviation of the running means in the "
-        "curves, and in the progress the 95 % interval of the mean (of two seeds, from the lower to the higher). "
-        "Dotted in the progress: a method that decides at once, or of which only the outcome is known; ↓ is below the "
-        "axis.",
+        "Accuracies in percent of the test images; ± is the standard deviation over seeds. Pruned: after pruning "
+        "and recovery (batch norm recalibrated, last layer fitted again unless the method has trained it itself), "
+        "before fine-tuning. Bold: the best per network and budget. Epochs: of fine-tuning. Evaluations and times "
+        "are per seed. Figures of accuracy: error bars are one standard deviation; what stands in a grey strip is "
+        "not to scale. Curves of a search: dots are episodes, lines their running mean. Over several seeds lines "
+        "are means, and thin lines on the bars of widths go from the smallest to the largest; the band is one "
+        "standard deviation of the running means in the curves, and in the progress the 95 % interval of the mean "
+        "(of two seeds, from the lower to the higher). Dotted in the progress: a method that decides at once, or "
+        "of which only the outcome is known; ↓ is below the axis.",
         *more,
     ]
     shown = [("accuracy_by_method", "Accuracy after fine-tuning")]
@@ -318,6 +319,7 @@ def _row(name: str, method: str, search: dict[str, Any], finetune: dict[str, Any
         "change": change,
     }.items():
         row |= {column: values.mean(), f"{column}_std": values.std()}
+    row["epochs"] = finetune.get("training", {}).get("epochs", float("nan"))
     row["evaluations"] = found["evaluations"].mean()
     row |= {"search_seconds": found["seconds"].mean(), "finetune_seconds": tuned["seconds"].mean()}
     return {**row, "seeds": ", ".join(seeds)}

@@ -71,7 +71,16 @@ def kept(share, shift):
     }
 
 
-def make(root, name="digits_vgg11_10", methods=("layerwise", "uniform"), seeds=(0,), limit=0.1, second=None, count=40):
+def make(
+    root,
+    name="digits_vgg11_10",
+    methods=("layerwise", "uniform"),
+    seeds=(0,),
+    limit=0.1,
+    second=None,
+    count=40,
+    length=8,
+):
     """An experiment whose accuracy after fine-tuning is 98, 99, 100, … by seed, less 2 for every further method."""
     budgets = [{"name": "parameters", "limit": limit, "relative": True}]
     budgets += [{"name": "macs", "limit": second, "relative": True}] if second else []
@@ -97,7 +106,7 @@ def make(root, name="digits_vgg11_10", methods=("layerwise", "uniform"), seeds=(
             for s in seeds
         }
     agents = [m for m in methods if m in ("layerwise", "filterwise", "random")]
-    head = {"baseline": "digits_vgg11", "budgets": budgets}
+    head = {"baseline": "digits_vgg11", "budgets": budgets, "training": {"epochs": length}}
     history = episodes(agents, seeds, [b["name"] for b in budgets], count)
     write(root, name, "search", head | {"methods": found}, history)
     write(root, name, "finetune", head | {"methods": tuned}, epochs(methods, seeds))
@@ -134,7 +143,7 @@ def test_table_means_and_deviations_over_seeds(root):
     assert (row["accuracy_before"], row["accuracy_before_std"], row["accuracy_pruned"]) == (99, 0, 71)
     assert (row["accuracy"], row["accuracy_std"]) == (99, 1)  # 98, 99, 100; divided by n - 1
     assert (row["change"], row["change_std"]) == (0, 1)
-    assert (row["evaluations"], row["search_seconds"], row["finetune_seconds"]) == (150, 32, 600)
+    assert (row["evaluations"], row["search_seconds"], row["finetune_seconds"], row["epochs"]) == (150, 32, 600, 8)
     assert (row["budget"], row["seeds"]) == ("parameters ≤ 10 %", "0, 1, 2")
 
 
@@ -177,8 +186,19 @@ def test_markdown_rounds_for_people(root):
     row = next(line for line in text.splitlines() if "Layer-wise" in line)
     assert row == (
         "| digits | VGG-11 | parameters ≤ 10 % | Layer-wise agent | 0.91 M (9.90 %) | 38.2 M (25.00 %) | 99.0 ± 0.0 | "
-        "71.0 ± 0.0 | **99.0 ± 1.0** | +0.0 ± 1.0 | 150 | 32 s | 10 min | 0, 1, 2 |"
+        "71.0 ± 0.0 | **99.0 ± 1.0** | +0.0 ± 1.0 | 150 | 32 s | 8 | 10 min | 0, 1, 2 |"
     )
+
+
+def test_schedules_of_different_length_are_told_apart(tmp_path):
+    names = [make(tmp_path, "a", limit=0.1), make(tmp_path, "long", ("layerwise",), limit=0.1, seeds=(1,), length=24)]
+    older = tmp_path / "quick" / make(tmp_path, "older", ("uniform",), limit=0.2) / "finetune" / "metrics.json"
+    older.write_text(json.dumps({k: v for k, v in json.loads(older.read_text()).items() if k != "training"}))
+    rows = tables.markdown(tables.results_table(load(tmp_path, *names, "older"))).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [(row[0], row[9], row[-3]) for row in cells] == [
+        ("older", "**98.0**", "–"), ("a", "98.0", "8"), ("long", "**99.0**", "24"), ("a", "96.0", "8"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
