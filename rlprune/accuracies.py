@@ -31,7 +31,8 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
 
     The dotted line is the unpruned network; error bars are ± one standard deviation over seeds. Tripods are what
     other papers report of the same network (`rlprune.published`), from baselines and trainings of their own. Lines
-    join the budgets of one family of experiments, and fills of markers tell several families apart (`families`).
+    join the budgets of one family of experiments, whose fills of markers tell it from others (`families`), and what a
+    paper reports of several sizes.
     What lies far below the best stands in a grey strip with its value, not to scale (`floor`).
 
     Args:
@@ -66,13 +67,14 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
                     axis.errorbar(x, y, spread, capsize=2, **form)
                     hidden += [(a, b, form) for a, b in zip(x, y, strict=True) if b < lowest]
             theirs = published(dataset, network) if reported and cost == "parameters" else []
-            for place, one in enumerate(theirs):
-                axis.plot(one.kept, one.after, color="0.25", **REPORTED)
-                # neighbours apart, to the right and to the left; upwards, as ours are mostly below
+            for place, method in enumerate(dict.fromkeys(one.method for one in theirs)):
+                points = [(one.kept, one.after) for one in theirs if one.method == method]
+                axis.plot(*zip(*points, strict=True), color="0.25", linewidth=0.6, **REPORTED)
+                # each method is named once, neighbours at opposite ends; upwards, as ours are mostly below
                 left = {"xytext": (-2, 3), "ha": "right", "rotation": -40}
-                where = left if place % 2 else {"xytext": (2, 3), "rotation": 40}
+                end, where = (points[-1], left) if place % 2 else (points[0], {"xytext": (2, 3), "rotation": 40})
                 slanted = {"textcoords": "offset points", "rotation_mode": "anchor", "fontsize": 6.5}
-                axis.annotate(one.method, (one.kept, one.after), **where, **slanted)
+                axis.annotate(method, end, **where, **slanted)
             low, high = axis.get_ylim()
             if high - low < LEAST:
                 axis.set_ylim((low + high - LEAST) / 2, (low + high + LEAST) / 2)
