@@ -36,6 +36,21 @@ def test_every_dependency_is_pinned_within_its_range():
         assert requirement.specifier.contains(pins[name_of(text)]), text
 
 
+def test_every_pin_installs_on_the_oldest_python_that_is_promised():
+    """A release may ask for a newer patch release than ours: Debian 12 has 3.11.2."""
+    from importlib.metadata import distributions
+
+    from packaging.specifiers import SpecifierSet
+
+    oldest = PYPROJECT["project"]["requires-python"].removeprefix(">=") + ".0"
+    pins, seen = pinned(), set()
+    for package in distributions():
+        if pins.get(name := name_of(package.name)) == package.version.split("+")[0]:
+            seen.add(name)
+            assert SpecifierSet(package.metadata["Requires-Python"] or "").contains(oldest), f"{name} on {oldest}"
+    assert {name_of(text) for text in PYPROJECT["project"]["dependencies"]} <= seen
+
+
 def test_conda_environment_installs_the_same():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     (pip,) = [d["pip"] for d in environment["dependencies"] if isinstance(d, dict)]
