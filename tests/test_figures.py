@@ -446,8 +446,8 @@ def test_what_others_report_stands_beside_the_same_network(root):
     texts, axis = labels(cifar, "parameters")
     assert {"CHIP", "FSM", "DECORE", "Reported elsewhere"} <= texts
     assert [text.get_text() for text in axis.texts] == ["CHIP", "FSM", "DECORE"]  # each once, however many its points
-    lines = {tuple(line.get_xdata()) for line in axis.lines if line.get_marker() == accuracies.REPORTED["marker"]}
-    assert lines == {(16.7, 12.7), (13.7, 9.4), (1.7,)}
+    drawn = {tuple(line.get_xdata()) for line in axis.lines if line.get_marker() == accuracies.REPORTED["marker"]}
+    assert drawn == {(16.7, 12.7), (13.7, 9.4), (1.7,)}
     low, high = axis.get_xlim()
     assert low < 1.7
     assert high > 16.7
