@@ -57,7 +57,7 @@ def report(
     """  # noqa: D205
     loaded = joined(load_results(suite, experiments, results), parts or {})
     table = results_table(loaded)
-    trained = table[table["epochs"].fillna(0) >= EPOCHS]  # not only as far as tells methods apart
+    trained = table[table["epochs"] >= EPOCHS]  # not only as far as tells methods apart
     others = beside(trained)
     with renewed(folder, _OURS) as partial:
         table.round(4).to_csv(partial / "results.csv", index=False, lineterminator="\n")
