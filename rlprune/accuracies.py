@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rlprune.labels import cost_label, method_label, method_rank, method_style, network_label
-from rlprune.plotting import SMALL, WIDTH, columns_of, finish, key, style
+from rlprune.plotting import SMALL, WIDTH, SteadyLayout, columns_of, finish, key, style
 from rlprune.published import published
 
 CUT = 12  # points below the best; what is farther down is written at the edge, for the others to be told apart
@@ -32,7 +32,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
     The dotted line is the unpruned network; error bars are ± one standard deviation over seeds. Tripods are what
     other papers report of the same network (`rlprune.published`), from baselines and trainings of their own. Lines
     join the budgets of one family of experiments, whose fills of markers tell it from others (`families`), and what a
-    paper reports of several sizes.
+    paper reports of several sizes. Of filled markers the legend has no names where a panel holds one family only.
     What lies far below the best stands in a grey strip with its value, not to scale (`floor`).
 
     Args:
@@ -47,8 +47,9 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
     rows = -(-len(panels) // columns)
     look = {"markeredgecolor": "white", "markeredgewidth": 0.5, "linewidth": 0.8}
     fills: dict[tuple[str, ...], str] = {}  # of families that share a panel
+    lone = False  # whether a panel has a single family, of filled markers that the legend need not name
     with style():
-        figure = Figure(figsize=(WIDTH if columns > 1 else 4.6, 0.9 + 2.4 * rows), layout="constrained")
+        figure = Figure(figsize=(WIDTH if columns > 1 else 4.6, 0.9 + 2.4 * rows), layout=SteadyLayout())
         grid = figure.subplots(rows, columns, squeeze=False)
         for axis in grid.flat[len(panels) :]:
             axis.set_visible(False)
@@ -56,6 +57,7 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
             axis.axhline(part["accuracy_before"].mean(), color="black", linestyle=":", linewidth=1)
             lowest, hidden = floor(part), []
             groups = list(part.groupby(families(part), sort=False))
+            lone |= len(groups) == 1
             for number, (_, family) in enumerate(groups):
                 fill = FILLS[number % len(FILLS)]
                 if len(groups) > 1:
@@ -100,6 +102,8 @@ def accuracy_against(table: pd.DataFrame, cost: str = "parameters", reported: bo
         handles = [key(method_label(m), method_style(m)[0], **look | _marked(method_style(m)[1])) for m in methods]
         handles.append(key("Unpruned", "black", linestyle=":", linewidth=1))
         for names, fill in fills.items():
+            if lone and fill == FILLS[0]:
+                continue  # it would seem to name those of all panels
             handles.append(key(together(names), linestyle="", **look | _marked("o") | _filled(fill, "0.3")))
         if reported and cost == "parameters" and any(published(*panel) for panel, _ in panels):
             handles.append(key("Reported elsewhere", "0.25", linestyle="", **REPORTED))
@@ -126,7 +130,7 @@ def accuracy_by_method(table: pd.DataFrame) -> Figure:
         titles.append(textwrap.fill(title, LINE, break_on_hyphens=False))
     with style():
         height = 0.8 + sum(0.5 + 0.19 * len(part) for _, part in panels) + 0.17 * "".join(titles).count("\n")
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout=SteadyLayout())
         # an axis of its own for each: another experiment's range would hide the differences
         grid = figure.subplots(len(panels), squeeze=False, height_ratios=[0.7 + len(part) for _, part in panels])
         for axis, title, (_, part) in zip(grid.flat, titles, panels, strict=True):

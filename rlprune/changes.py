@@ -4,7 +4,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from rlprune.plotting import WIDTH, columns_of, finish, key, style
+from rlprune.plotting import WIDTH, SteadyLayout, columns_of, finish, key, style
 
 
 def ablation_table(history: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +29,7 @@ def ablation_table(history: pd.DataFrame) -> pd.DataFrame:
 def ablation_figure(history: pd.DataFrame) -> Figure:
     """Best reward so far against evaluations, mean over seeds, a line a change; the default is the thick one."""
     with style():
-        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.6), layout=SteadyLayout())
         axis = figure.subplots()
         handles, colours = [], sns.color_palette("colorblind", history["search"].nunique())
         for colour, (search, part) in zip(colours, history.groupby("search", sort=False), strict=True):
@@ -64,7 +64,7 @@ def schedule_figure(history: pd.DataFrame) -> Figure:
     """Accuracy on validation images by schedule: a dot a seed, a line at their mean."""
     names = list(history["schedule"].unique())
     with style():
-        figure = Figure(figsize=(WIDTH, 0.7 + 0.3 * len(names)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.7 + 0.3 * len(names)), layout=SteadyLayout())
         axis = figure.subplots()
         for place, name in enumerate(names):
             found = history.loc[history["schedule"] == name, "accuracy"]
@@ -101,7 +101,7 @@ def prunetrain_table(history: pd.DataFrame) -> pd.DataFrame:
 def prunetrain_figure(history: pd.DataFrame) -> Figure:
     """Validation accuracy, and MACs of what is left, by epoch; a line a training, the mean over seeds."""
     with style():
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.8), layout=SteadyLayout())
         left, right = figure.subplots(1, 2)
         handles, colours = [], sns.color_palette("colorblind", history["training"].nunique())
         for colour, (label, part) in zip(colours, history.groupby("training", sort=False), strict=True):

@@ -27,7 +27,20 @@ from rlprune.labels import (
     method_style,
     reward_label,
 )
-from rlprune.plotting import DOTS, LIMIT, SMALL, WIDTH, columns_of, curve, finish, identified, key, save, style
+from rlprune.plotting import (
+    DOTS,
+    LIMIT,
+    SMALL,
+    WIDTH,
+    SteadyLayout,
+    columns_of,
+    curve,
+    finish,
+    identified,
+    key,
+    save,
+    style,
+)
 from rlprune.tables import limits, load_results, markdown, results_table
 
 __all__ = ["Live", "limits", "load_results", "markdown", "results_table", "save"]
@@ -67,7 +80,7 @@ def search_curves(history: pd.DataFrame, limits: dict[str, float]) -> Figure:
     own = bool(REPLAYED.intersection(methods))
     asked = "Cost" if several or own else cost_label(next(iter(limits), "cost"), capital=True)
     with style():
-        figure = Figure(figsize=(WIDTH, 4.9 if own else 4.6), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 4.9 if own else 4.6), layout=SteadyLayout())
         (reward, cost), (multiplier, action) = figure.subplots(2, 2, sharex=True)
         for method in methods:
             episodes, colour, dash = history[history["method"] == method], method_style(method)[0], dashes[method]
@@ -142,7 +155,7 @@ def search_progress(history: pd.DataFrame, outcomes: dict[str, float] | None = N
     methods = sorted({*searched, *outcomes}, key=method_rank)
     dashes = dict(zip(methods, _DASHES * len(methods), strict=False))
     with style():
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.4), layout=SteadyLayout())
         axis = figure.subplots()
         handles, ends, across = [], [], []
         for method in methods:
@@ -193,7 +206,7 @@ def widths(metrics: dict[str, Any]) -> Figure:
     columns = 2 if len(unpruned) <= 20 and len(methods) > 1 else 1
     rows = -(-len(methods) // columns)
     with style():
-        figure = Figure(figsize=(WIDTH if len(unpruned) <= 32 else 7.0, 0.8 + 1.15 * rows), layout="constrained")
+        figure = Figure(figsize=(WIDTH if len(unpruned) <= 32 else 7.0, 0.8 + 1.15 * rows), layout=SteadyLayout())
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axis in grid.flat[len(methods) :]:
             axis.set_visible(False)
@@ -228,7 +241,7 @@ def before_and_after(widths: dict[str, tuple[int, int]], costs: dict[str, dict[s
     """
     colour = method_style("layerwise")[0]
     with style():
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.4), layout=SteadyLayout())
         rows = figure.subfigures(2, 1, height_ratios=[1, 1.1])
         for axis, (name, cost) in zip(rows[0].subplots(1, len(costs), squeeze=False)[0], costs.items(), strict=True):
             values = [cost["unpruned"], cost["value"]]
@@ -274,7 +287,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     shared |= {"errorbar": "sd", "err_kws": {"linewidth": 0}}
     dashes = {"Validation": "", "Training": TRAINING[1]}
     with style():
-        figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.5), layout=SteadyLayout())
         loss, accuracy = figure.subplots(1, 2)
         sns.lineplot(history, y="loss", **shared, linestyle=TRAINING, ax=loss)
         sns.lineplot(tall, y="accuracy", **shared, style="split", dashes=dashes, ax=accuracy)

@@ -12,11 +12,29 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 LIMIT, DOTS = (0, (4, 3)), (0, (1, 1))  # dashes of a budget, and of the best so far
 WIDTH = 5.6  # inches; the text width of most papers
 SMALL = 7.5  # points; of numbers within a panel
+
+
+class SteadyLayout(ConstrainedLayoutEngine):
+    """Matplotlib's constrained layout, with the same positions in every process.
+
+    Its solver keeps variables in the order in which they lie in memory, so that the last bits of a position differ from
+    run to run, and with them the names of clip paths in an SVG.
+    """
+
+    def execute(self, fig: Figure) -> Any:
+        """Lay a figure out, its panels to a billionth of its size."""
+        margins = super().execute(fig)
+        for axis in fig.axes:
+            laid_out = axis.get_in_layout()
+            axis.set_position([round(number, 9) for number in axis.get_position(original=True).bounds])
+            axis.set_in_layout(laid_out)  # which set_position has ended
+        return margins
 
 
 def save(figure: Figure, path_without_suffix: str | Path) -> None:

@@ -23,7 +23,7 @@ from rlprune.changes import (
 )
 from rlprune.errors import InputError
 from rlprune.labels import network_label
-from rlprune.plotting import WIDTH, finish, key, save, style
+from rlprune.plotting import WIDTH, SteadyLayout, finish, key, save, style
 from rlprune.reports import renewed
 from rlprune.tables import read
 
@@ -72,7 +72,7 @@ def reward_figure(history: pd.DataFrame) -> Figure:
     with style():
         across = 3
         down = math.ceil(len(table) / across)
-        figure = Figure(figsize=(WIDTH, 1.7 * down), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.7 * down), layout=SteadyLayout())
         axes = figure.subplots(down, across, squeeze=False, sharey=True)
         for axis, row in zip(axes.flat, table.itertuples(), strict=False):
             axis.scatter(history[row.reward], history["accuracy"], s=8, color="#0072b2", alpha=0.7, linewidth=0)
@@ -131,7 +131,7 @@ def front_table(history: pd.DataFrame) -> pd.DataFrame:
 def front_figure(history: pd.DataFrame) -> Figure:
     """Reward against cost of the networks that one search and separate searches return; a dot a network."""
     with style():
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.2), layout=SteadyLayout())
         axis = figure.subplots()
         for search, part in history.groupby("search"):
             axis.scatter(part["cost"], part["reward"], s=10, color=_COLOURS[search], alpha=0.6, linewidth=0)
@@ -170,7 +170,7 @@ def transfer_table(history: pd.DataFrame) -> pd.DataFrame:
 def transfer_figure(history: pd.DataFrame) -> Figure:
     """Best reward so far against evaluations; thin lines are seeds, thick ones their mean."""
     with style():
-        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.0), layout=SteadyLayout())
         axis = figure.subplots()
         for search, part in history.groupby("search"):
             best = part.pivot(index="episode", columns="seed", values="best")

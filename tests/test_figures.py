@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from rlprune import accuracies, figures, labels, margins, parts, plotting, published, reports, tables
@@ -263,6 +264,30 @@ def test_report_again_gives_the_same_bytes(reported, root, tmp_path):
     assert all((tmp_path / file.name).read_bytes() == file.read_bytes() for file in files)
 
 
+def test_the_last_bits_of_a_layout_do_not_show(tmp_path, monkeypatch):
+    solve = ConstrainedLayoutEngine.execute
+
+    def saved(name, noise):
+        def noisy(self, fig):
+            margins = solve(self, fig)
+            for axis in fig.axes:
+                axis.set_position([number + noise for number in axis.get_position(original=True).bounds])
+                axis.set_in_layout(True)
+            return margins
+
+        monkeypatch.setattr(ConstrainedLayoutEngine, "execute", noisy)
+        figure = figures.training_curves(epochs())
+        figures.save(figure, tmp_path / name)
+        return figure, [(tmp_path / f"{name}.{suffix}").read_bytes() for suffix in ("png", "svg")]
+
+    figure, exact = saved("exact", 0.0)
+    assert saved("noisy", 1e-14)[1] == exact
+    before = figure.axes[0].get_position().bounds
+    figure.set_size_inches(4, 4)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().bounds != before  # and it is laid out again when it must be
+
+
 def test_a_failing_report_leaves_the_old_one(tmp_path, monkeypatch):
     name = make(tmp_path / "results", methods=("uniform",))
     folder = tmp_path / "reports"
@@ -489,6 +514,11 @@ def test_points_of_one_budget_are_never_joined(tmp_path):
     again, legend = drawn(*names)
     assert again == lines | {("layerwise", (10,), "none")}
     assert {"v_20, _10", "v_10_gates"} <= legend
+    other = table[table["experiment"] == "v_10"].assign(network="vgg16", experiment="other_10")
+    two = figures.accuracy_against(pd.concat([table, other]))  # whose markers are filled, too
+    legend = {text.get_text() for text in two.legends[0].get_texts()}
+    assert "v_10_gates" in legend
+    assert "v_20, _10" not in legend
     table["experiment"] = table["experiment"].map({"v_20": "one", "v_10": "two", "v_10_gates": "three"})
     apart, _ = drawn("one", "two", "three")  # names that tell of no family
     assert {budgets for _, budgets, _ in apart} == {(10,), (20,)}
