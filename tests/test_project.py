@@ -1,6 +1,7 @@
 """What the files at the top level promise, held together."""
 
 import ast
+import itertools
 import json
 import re
 import subprocess
@@ -182,3 +183,67 @@ def test_no_machine_path_in_tracked_files():
         ["git", "grep", "-nIE", r"/(root|home|work|tmp)/[a-z]", "--", "."], cwd=ROOT, capture_output=True
     )
     assert (listed.returncode, listed.stdout.decode()) == (1, "")  # 1: searched, and nothing found
+
+
+def finetuned():
+    """(network, share of parameters, epochs) → of the CPU scale's experiments: method → outcome of seed 0."""
+    found = {}
+    for path in (ROOT / "results/cifar10").glob("*/finetune/metrics.json"):
+        metrics = json.loads(path.read_text())
+        (budget,) = metrics["budgets"]
+        key = metrics["network"].upper(), budget["limit"], metrics["training"]["epochs"]
+        outcome = {method: seeds["0"] for method, seeds in metrics["methods"].items() if "0" in seeds}
+        found.setdefault(key, {}).update(outcome)
+    return {key: outcome for key, outcome in found.items() if outcome}
+
+
+METHODS = {"layer-wise": "layerwise", "filter-wise": "filterwise", "random": "random", "uniform": "uniform"}
+
+
+def method_of(said):
+    return METHODS[said.split()[0].lower()]
+
+
+def cells(line):
+    return [cell.strip(" *") for cell in line.strip("|").split("|")]
+
+
+def share_of(said):
+    return round(float(re.search(r"[\d.]+", said).group()) / 100, 6)
+
+
+def test_readme_has_the_accuracies_of_the_result_files():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("| network | unpruned |"))
+    methods = [method_of(head) for head in cells(lines[begin])[3:]]
+    said, network, unpruned = {}, "", ""
+    for line in itertools.takewhile(str.strip, lines[begin + 2 :]):
+        first, second, share, *accuracies = cells(line)
+        network, unpruned = (first.replace("-", "").upper(), second) if first else (network, unpruned)
+        said[network, share_of(share)] = unpruned, {m: a for m, a in zip(methods, accuracies, strict=True) if a}
+    expected = {}
+    for (network, share, _), outcome in sorted(finetuned().items()):  # of two schedules the longer
+        (unpruned,) = {f"{of['baseline_accuracy']:.2f}" for of in outcome.values()}
+        expected[network, share] = unpruned, {method: f"{of['accuracy']:.2f}" for method, of in outcome.items()}
+    assert said == expected
+
+
+def test_docs_have_the_accuracies_of_the_result_files():
+    known, seen = finetuned(), set()
+    for section in re.split(r"^## ", (ROOT / "docs/results.md").read_text(), flags=re.MULTILINE):
+        title = re.match(r"([\w-]+) on CIFAR-10\n", section)
+        network = title.group(1).replace("-", "").upper() if title else None
+        if network not in {key[0] for key in known}:
+            continue
+        share, usual = None, min(epochs for name, _, epochs in known if name == network)
+        for line in re.findall(r"^\| (?:parameters ≤|the same).*$", section, flags=re.MULTILINE):
+            budget, method, *_, pruned, accuracy, change, _, _ = cells(line)
+            longer = re.fullmatch(r"the same, (\d+) epochs", budget)
+            share = share if longer else share_of(budget)
+            key = network, share, int(longer.group(1)) if longer else usual
+            outcome = known[key][method_of(method)]
+            gained = outcome["accuracy"] - outcome["baseline_accuracy"]
+            found = [f"{outcome['pruned_accuracy']:.2f}", f"{outcome['accuracy']:.2f}", f"{gained:+.2f}"]
+            assert [pruned, accuracy, change.replace("−", "-")] == found, line
+            seen.add((key, method))
+    assert len(seen) == sum(map(len, known.values()))
