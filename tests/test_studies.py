@@ -247,14 +247,29 @@ def test_what_is_finished_stays_when_a_study_grows(here, monkeypatch):
     shutil.rmtree(here / "checkpoints")  # of the change and the seed that the entry no longer has
 
 
-def test_schedule_study_trains_the_agents_network(here):
+def test_schedule_study_trains_the_agents_network(here, monkeypatch):
+    torch.set_num_threads(1)  # as in the processes of measurements side by side
     study.run("schedule", here, progress=False)
     found = rows(here, "schedule")
     assert found.groupby("schedule")["epochs"].first().to_dict() == {"default": 1, "longer": 2, "hotter": 1}
     assert len(found) == 6
     assert found["accuracy"].between(0, 100).all()
     assert found.groupby("seed")["cross_entropy"].nunique().tolist() == [3, 3]
-    assert len(list((here / "checkpoints/lessons").iterdir())) == 4  # two epochs for each of two seeds
+    lessons = set((here / "checkpoints/lessons").iterdir())
+    assert len(lessons) == 4  # two epochs for each of two seeds
+    shutil.rmtree(here / "checkpoints/lessons")
+    monkeypatch.setenv("RLPRUNE_JOBS", "2")
+    ours, tasks = study.side_by_side, []
+
+    def spied(work, of, *rest):
+        tasks.append((work.__name__, len(of), len(list((here / "checkpoints").glob("lessons/*")))))
+        return ours(work, of, *rest)
+
+    monkeypatch.setattr(study, "side_by_side", spied)
+    study.run("schedule", here, progress=False)
+    assert tasks == [("_teach", 4, 0), ("_measured", 6, 4)]  # before any network learns, all lessons are there
+    assert set((here / "checkpoints/lessons").iterdir()) == lessons
+    assert rows(here, "schedule")["accuracy"].tolist() == found["accuracy"].tolist()
     shutil.rmtree(here / "checkpoints/lessons")
 
 

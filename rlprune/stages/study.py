@@ -17,9 +17,10 @@ from rlprune.data import Dataset
 from rlprune.errors import InputError, one_of
 from rlprune.evaluate import Evaluator, outputs
 from rlprune.files import load_weights, read_json, save_weights, weights_hash, write_json
-from rlprune.forward import accuracy
+from rlprune.forward import accuracy, suited
 from rlprune.front import LOOKS, pareto
 from rlprune.groups import trace
+from rlprune.lessons import Lessons
 from rlprune.networks import build
 from rlprune.peers.blind import LEAST
 from rlprune.peers.prunetrain import prunetrain
@@ -70,6 +71,8 @@ def run(name: str, root: str | Path | None = None, progress: bool = True) -> dic
     tasks = list(KINDS[entry["kind"]][0](entry))
     dataset_once.cache_clear()  # the files may have changed since another run in this process
     data = dataset_once(here.root, here.entry("baselines", entry["baseline"])["dataset"])
+    # side by side the networks would each ask the teacher what all of them are to hear
+    side_by_side(_teach, [(name, here.root, *lesson) for lesson in _lessons(entry)])
     beside = side_by_side(_measured, [(name, here.root, task, False) for task in tasks], entry["budgets"])
     found = [_measured(name, here.root, task, progress) for task in tasks]
     head = {"network": here.entry("baselines", entry["baseline"])["network"], "study": entry}
@@ -275,6 +278,24 @@ def _schedule(
     row = {"epochs": training.epochs, "accuracy": accuracy(slim, data, data.validation)}
     row["cross_entropy"] = F.cross_entropy(logits, labels).item()
     return [{**row, "seconds": history["seconds"].iloc[-1]}]
+
+
+def _lessons(entry: Row) -> list[tuple[int, int, int]]:
+    """Batch size, seed and epoch of all that the trainings of a schedule hear from a teacher, each once."""
+    if entry["kind"] != "schedule":
+        return []
+    trainings = [Training.of({**entry["training"], **change}) for change in entry["changes"].values()]
+    epochs = {(of.batch_size, epoch) for of in trainings if of.distillation > 0 for epoch in range(1, of.epochs + 1)}
+    return [(batch_size, seed, epoch) for seed in entry["seeds"] for batch_size, epoch in sorted(epochs)]
+
+
+def _teach(name: str, root: Path, batch_size: int, seed: int, epoch: int) -> None:
+    """What the unpruned network says in one epoch, which every training then finds."""
+    here = project(root)
+    entry = here.entry("studies", name)
+    data = dataset_once(root, here.entry("baselines", entry["baseline"])["dataset"])
+    teacher = trained(here, entry["baseline"], entry.get("baseline_seed", 0), data)
+    Lessons(teacher, suited(teacher, data), batch_size, seed, here.lessons).prepare(epoch)
 
 
 def _trainings(entry: Row) -> Iterator[Row]:
